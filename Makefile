@@ -1,0 +1,57 @@
+# Everything runs in .venv, which `make install` makes; no other setup is needed.
+PYTHON ?= python3
+MODEL  ?= models/demo
+OUT    ?= $(patsubst %/,%,$(MODEL))-pixedge-4bit
+BIN    := .venv/bin
+
+# the demo brings calibration data of its own; for another model name yours with CALIBRATION=DIR
+ifeq ($(patsubst %/,%,$(MODEL)),models/demo)
+CALIBRATION ?= models/demo/calibration
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install run export check test test-slow bench profile clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export]'
+	touch $@
+
+.venv/.developing: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,export]'
+	touch $@
+
+install: .venv/.installed ## set up .venv with pixedge and what export needs
+
+run: $(OUT)/pixedge.json ## export the demo if need be, then ask it about a picture
+	$(BIN)/pixedge run --model $(OUT) --image models/demo/pictures/shapes.png "What colour is the star?"
+
+export: .venv/.installed ## export MODEL=DIR (default: the demo) to OUT=DIR
+	$(BIN)/pixedge export $(MODEL) --out $(OUT) --force $(if $(CALIBRATION),--calibration $(CALIBRATION))
+
+$(OUT)/pixedge.json: | .venv/.installed
+	$(BIN)/pixedge export $(MODEL) --out $(OUT) $(if $(CALIBRATION),--calibration $(CALIBRATION))
+
+check: .venv/.developing ## lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: .venv/.developing ## the test suite, without slow and GPU tests
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/.developing ## the tests that take minutes or gigabytes
+	$(BIN)/python -m pytest -q -m slow
+
+bench: .venv/.developing ## time the encoder and the decoder in Pixtral-12B's shape; last line is JSON
+	$(BIN)/python benchmarks/decoder.py
+
+profile: $(OUT)/pixedge.json ## time the demo's answers by stage
+	$(BIN)/python benchmarks/answers.py --model $(OUT)
+
+clean: ## remove .venv, caches and the demo's export
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis models/demo-pixedge-4bit
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
