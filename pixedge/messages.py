@@ -1,0 +1,259 @@
+"""A conversation from outside, checked and brought to one form: turns of text and RGB pictures.
+
+Three spellings are read: dicts as in OpenAI's chat API, the same with {"type": "image", "image": …} parts
+that hold a PIL image, the bytes of a file or a pathlib.Path, and mistral_common's message objects. No address
+is ever opened here: a picture behind http(s): or file: is refused, and a plain string is never a path.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk, TextChunk
+from mistral_common.protocol.instruct.messages import (
+    AssistantMessage,
+    Roles,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+)
+from PIL import Image, ImageOps
+
+from pixedge.errors import ImageError, MessageError
+from pixedge.image import ImageLimits, read_image
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+Part: TypeAlias = str | Image.Image
+Messages: TypeAlias = Sequence[Mapping[str, Any] | SystemMessage | UserMessage | AssistantMessage]
+
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+_KEYS = {"role", "content", "prefix"}
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: text and pictures in the order given, none of them empty.
+
+    prefix marks a last assistant turn that the model is to continue.
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+    prefix: bool = False
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The pictures of the turn, in order."""
+        return tuple(part for part in self.parts if not isinstance(part, str))
+
+
+def read_messages(messages: Messages, limits: ImageLimits | None = None) -> tuple[Turn, ...]:
+    """Check a conversation and decode its pictures under limits.
+
+    System messages come first, then user and assistant take turns, and the last turn is the user's or an
+    assistant's with "prefix": True. Pictures belong to user turns.
+
+    Raises MessageError, which names the message by its index from 0, and ImageError for an unusable picture.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise MessageError(
+            f"messages is a {type(messages).__name__}; give a list of {{'role': …, 'content': …}} messages"
+        )
+    if not messages:
+        raise MessageError("messages is empty; give at least one user message")
+    pictures = _Pictures(ImageLimits() if limits is None else limits)
+    turns = tuple(_turn(index, message, pictures) for index, message in enumerate(messages))
+    _check_order(turns)
+    return turns
+
+
+def _turn(index: int, message: object, pictures: "_Pictures") -> Turn:
+    where = f"message {index}"
+    fields = _fields(where, message)
+    role = fields.get("role")
+    if role not in _ROLES:
+        raise MessageError(f"{where} has the role {role!r}; use system, user or assistant")
+    for key, value in fields.items():
+        if key not in _KEYS and value is not None:
+            raise MessageError(f"{where} has the field {key!r}, which pixedge does not support; leave it out")
+    prefix = fields.get("prefix") or False
+    if prefix is True and role != "assistant":
+        raise MessageError(f"{where} has prefix set, but only an assistant message can be continued")
+    if not isinstance(prefix, bool):
+        raise MessageError(f"{where} has prefix {prefix!r}; use True or False")
+
+    content = fields.get("content")
+    if isinstance(content, str):
+        content = [content]
+    if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
+        raise MessageError(
+            f"{where} has content of type {type(content).__name__}; give a string or a list of parts"
+        )
+    parts = [_part(f"{where}, part {at}", part, role, pictures) for at, part in enumerate(content)]
+    # Empty text parts carry nothing; clients send them beside a lone picture.
+    kept = tuple(part for part in parts if part != "")
+    if not kept:
+        raise MessageError(f"{where} ({role}) is empty; give it text or a picture")
+    return Turn(role, kept, prefix)
+
+
+def _fields(where: str, message: object) -> Mapping[str, Any]:
+    """Bring a message to a mapping; the objects' contents stay objects."""
+    if isinstance(message, Mapping):
+        return message
+    if isinstance(message, (SystemMessage, UserMessage, AssistantMessage)):
+        fields: dict[str, Any] = {"role": Roles(message.role).value, "content": message.content}
+        if isinstance(message, AssistantMessage):
+            fields |= {"prefix": message.prefix, "tool_calls": message.tool_calls or None}
+        return fields
+    kind = "tool message" if isinstance(message, ToolMessage) else type(message).__name__
+    raise MessageError(f"{where} is a {kind}; use a dict with role and content, or a mistral_common message")
+
+
+def _part(where: str, part: object, role: Role, pictures: "_Pictures") -> Part:
+    if isinstance(part, str):
+        return _text(where, part)
+    if isinstance(part, TextChunk):
+        return _text(where, part.text)
+    if isinstance(part, ImageChunk):
+        part = {"type": "image", "image": part.image}
+    elif isinstance(part, ImageURLChunk):
+        part = {"type": "image_url", "image_url": part.get_url()}
+    if not isinstance(part, Mapping):
+        raise MessageError(
+            f"{where} is a {type(part).__name__}; use {{'type': 'text' | 'image' | 'image_url', …}}"
+        )
+    kind = part.get("type")
+    if kind == "text":
+        return _text(where, part.get("text"))
+    if kind not in ("image", "image_url"):
+        raise MessageError(f"{where} has the type {kind!r}; use text, image or image_url")
+    if role != "user":
+        raise MessageError(f"{where} is a picture in a message of the {role}; put pictures in user messages")
+    if kind == "image":
+        return pictures.read(where, part.get("image"))
+    url = part.get("image_url")
+    if isinstance(url, Mapping):
+        url = url.get("url")
+    return pictures.read(where, _data_url_bytes(where, url))
+
+
+def _text(where: str, text: object) -> str:
+    if not isinstance(text, str):
+        raise MessageError(f"{where} has text of type {type(text).__name__}; give a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise MessageError(
+            f"{where} has the unpaired surrogate U+{code:04X} at character {error.start}, which no text can"
+            " hold; decode the text as UTF-8"
+        ) from None
+    return text
+
+
+class _Pictures:
+    """Decodes the pictures of one conversation, and refuses the first one too many before decoding it."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._limits = limits
+        self._count = 0
+
+    def read(self, where: str, source: object) -> Image.Image:
+        self._count += 1
+        self._limits.check_count(self._count)
+        if isinstance(source, Path):
+            return read_image(source, str(source), self._limits)
+        if isinstance(source, bytes):
+            return read_image(source, f"the picture of {where}", self._limits)
+        if isinstance(source, Image.Image):
+            return self._opaque_rgb(where, source)
+        raise MessageError(
+            f"{where} has an image of type {type(source).__name__};"
+            " give a PIL image, the bytes of a picture file or a pathlib.Path"
+        )
+
+    def _opaque_rgb(self, where: str, image: Image.Image) -> Image.Image:
+        """Bring a PIL image to what read_image gives: upright, over white, RGB."""
+        width, height = image.size
+        if width * height > self._limits.max_pixels:
+            raise ImageError(
+                f"the picture of {where} has {width * height:,} pixels and the limit is"
+                f" {self._limits.max_pixels:,}; make the picture smaller"
+            )
+        if width * height == 0:
+            raise ImageError(
+                f"the picture of {where} is {width} x {height} pixels; give a picture with pixels"
+            )
+        if image.mode[0] in "IF":
+            raise ImageError(
+                f"the picture of {where} has the mode {image.mode}, whose range is not known; convert it to"
+                " RGB, or give the bytes of its file"
+            )
+        try:
+            image.load()
+        except OSError as error:
+            raise ImageError(f"the picture of {where} cannot be decoded ({error}); open it again") from error
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGB", image.size, "white")
+            white.paste(image, mask=image.getchannel("A"))
+            return white
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _data_url_bytes(where: str, url: object) -> bytes:
+    """Give the bytes inside data:…;base64,…; anything that would have to be opened is refused."""
+    if not isinstance(url, str):
+        raise MessageError(f"{where} has an image_url of type {type(url).__name__}; give a data: URL")
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme.lower() != "data":
+        shown = url if len(url) <= 60 else url[:57] + "…"
+        raise MessageError(
+            f"{where} points to {shown!r}, which pixedge does not open; fetch the picture first and pass its"
+            " bytes, or a data: URL"
+        )
+    header, comma, payload = rest.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise MessageError(f"{where} has a data: URL without ;base64,; encode the picture's bytes in base64")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise MessageError(
+            f"{where} has a data: URL that is not valid base64; encode the picture's bytes again"
+        ) from None
+
+
+def _check_order(turns: tuple[Turn, ...]) -> None:
+    start = next((index for index, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    if start == len(turns):
+        raise MessageError(f"message {start - 1} is the last and a system message; add a user message")
+    for index, turn in enumerate(turns[start:], start):
+        expected: Role = "user" if (index - start) % 2 == 0 else "assistant"
+        if turn.role == "system":
+            raise MessageError(f"message {index} is a system message in the middle of the talk; put it first")
+        if turn.role != expected:
+            raise MessageError(
+                f"message {index} is {_owner(turn.role)}, but {_owner(expected)} is due: they take turns, and"
+                " the user begins"
+            )
+        if turn.prefix and index != len(turns) - 1:
+            raise MessageError(
+                f"message {index} has prefix set but is not the last; only the last is continued"
+            )
+    last = turns[-1]
+    if last.role == "assistant" and not last.prefix:
+        raise MessageError(
+            f"message {len(turns) - 1} is the last and the assistant's; add a user message, or set"
+            " 'prefix': True to have it continued"
+        )
+
+
+def _owner(role: Role) -> str:
+    return "the user's" if role == "user" else "the assistant's"
