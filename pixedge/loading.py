@@ -1,0 +1,82 @@
+"""``pixedge.load``: an exported folder to a model that answers."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pixedge.artifact import load_decoder, open_artifact
+from pixedge.engine import Engine
+from pixedge.errors import UsageError
+from pixedge.model import Model
+from pixedge.tokenizer import Tokenizer
+from pixedge.vision import VisionSession
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    vision_device: str = "auto",
+    threads: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Model:
+    """Load an exported folder.
+
+    device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N". dtype of activations:
+    "auto" is bfloat16; float32 is exact and slow. vision_device: where pictures are encoded, by default
+    ``device``. threads: CPU threads, by default all cores. progress(phase, done, total) reports loading.
+    Raises UsageError for an argument, ArtifactError or CheckpointError for a folder that is incomplete or
+    altered, and PixedgeError when the vision session cannot start on its device.
+    """
+    start = time.perf_counter()
+    artifact = open_artifact(path)
+    place = choose_device(device)
+    vision_place = place if vision_device == "auto" else choose_device(vision_device)
+    if dtype not in ("auto", *DTYPES):
+        raise UsageError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}")
+    chosen = DTYPES.get(dtype, torch.bfloat16)
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}; give 1 or more")
+        torch.set_num_threads(threads)
+    tokenizer = Tokenizer(
+        artifact.folder / "tekken.json", artifact.config.vision, artifact.config.decoder.vocab_size
+    )
+    decoder = load_decoder(
+        artifact, chosen, place, lambda done, total: progress("weights", done, total) if progress else None
+    )
+    if progress:
+        progress("vision", 0, 1)
+    vision = VisionSession(artifact.folder, artifact.config, vision_place, threads)
+    if progress:
+        progress("vision", 1, 1)
+    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids)
+    return Model(artifact.config, engine, tokenizer, artifact.folder, time.perf_counter() - start)
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that exists; UsageError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no device of any kind
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device is {name!r}; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(
+                f"device is {name!r}, but torch {torch.__version__} finds no CUDA device; install a CUDA build of "
+                "torch and a driver, or use --device cpu"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(
+                f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices; count them from 0"
+            )
+    return device
