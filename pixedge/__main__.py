@@ -1,0 +1,5 @@
+"""``python -m pixedge`` does what the ``pixedge`` command does."""
+
+from pixedge.cli import main
+
+main()

@@ -1,0 +1,138 @@
+"""The ``pixedge`` command: its sub-commands, and every error as one line on stderr with an exit code.
+
+Nothing heavy is imported here, so that help answers at once.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from pixedge.commands.export import export
+from pixedge.commands.run import run
+from pixedge.commands.verify import verify
+from pixedge.errors import PixedgeError
+
+_EPILOG = """\
+\b
+Examples:
+  pixedge export models/Pixtral-12B-2409               once
+  pixedge run --image photo.jpg "What is this?"        as often as you like
+
+\b
+Exit codes:
+  0    done
+  1    failed: a picture, a model or a checkpoint that cannot be used, too little memory or disk
+  2    wrong usage: an option, an argument or a combination of them
+  130  interrupted with Ctrl-C
+
+\b
+Answers and results go to standard output, everything else to standard error.
+"""
+
+# What an allocation that failed says in torch on the CPU, and in ONNX Runtime: their exceptions have no type
+# of their own for it.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "Failed to allocate memory")
+_LESS_MEMORY = "use a smaller --max-image-size, fewer pictures or --device cpu, or close other programs"
+
+
+class _Pixedge(click.Group):
+    """A group whose errors are sentences."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
+        """Run the command line args (without the program's name) and exit with its code."""
+        # An answer may hold any character, and what the terminal cannot show must not end it.
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")
+        extra |= {"prog_name": "pixedge", "standalone_mode": False}
+        # On Windows click would take a question mark in the question for a pattern of file names.
+        extra["windows_expand_args"] = False
+        try:
+            code = super().main(args, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader, `head` for one, has had enough. Nothing is left to flush into the closed pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        except (click.Abort, KeyboardInterrupt):
+            code = 130
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = 2
+        except click.ClickException as error:
+            code = _fail(_usage_sentence(error), error.exit_code)
+        except PixedgeError as error:
+            code = _fail(str(error), error.exit_code)
+        except Exception as error:
+            sentence = _sentence(error)
+            if sentence is None:
+                raise
+            code = _fail(sentence, 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command; a closed pipe is kept from click, which would exit with 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise click.exceptions.Exit(0) from error
+
+
+def _fail(sentence: str, code: int) -> int:
+    click.echo(f"pixedge: {' '.join(sentence.split())}", err=True)
+    return code
+
+
+def _usage_sentence(error: click.ClickException) -> str:
+    """Give click's message in one line, with where to read on."""
+    message = error.format_message().rstrip(". \n")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{message}; see '{context.command_path if context else 'pixedge'} --help'"
+
+
+def _sentence(error: Exception) -> str | None:
+    """Give the sentence for a machine that ran out of something; None for what is a fault of pixedge."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
+        return f"the GPU's memory is full; {_LESS_MEMORY}"
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        return f"the memory is full; {_LESS_MEMORY}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space, or choose another folder with --out"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.filename or 'a file'} cannot be used ({error.strerror}); check its permissions"
+    return None
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        import pixedge
+
+        click.echo(f"pixedge {pixedge.__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Pixedge,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def main() -> None:
+    """Ask questions about pictures with Pixtral, on one consumer GPU or on a CPU alone."""
+
+
+main.add_command(run)
+main.add_command(export)
+main.add_command(verify)

@@ -1,0 +1,147 @@
+"""``pixedge export``: a checkpoint to a folder that ``pixedge run`` answers from."""
+
+import json
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pixedge.commands import option_values
+from pixedge.errors import CheckpointError, ExportError, UsageError
+from pixedge.last_export import write_last_export
+from pixedge.terminal import note, progress, size, table
+
+if TYPE_CHECKING:
+    from pixedge_export.pipeline import Event
+
+_FOLDER = click.Path(path_type=Path)
+_NEEDED = ("pixedge_export", "onnx", "onnxscript")
+
+_EXAMPLES = """\
+\b
+Examples:
+  pixedge export models/Pixtral-12B-2409
+  pixedge export models/Pixtral-12B-2409 --calibration my-samples --out /data/pixtral
+"""
+
+
+@click.command(epilog=_EXAMPLES, short_help="Make a 4-bit folder from a checkpoint.")
+@click.argument("source", type=_FOLDER)
+@click.option("--out", metavar="DIR", type=_FOLDER, help="New folder [SOURCE-pixedge-4bit, beside SOURCE].")
+@click.option(
+    "--method",
+    metavar="M",
+    type=click.Choice(["gptq", "rtn"]),
+    default="gptq",
+    help="gptq, or rtn: quick rounding [gptq].",
+)
+@click.option("--calibration", metavar="DIR", type=_FOLDER, help="Your samples [a small built-in mix].")
+@click.option(
+    "--samples", metavar="N", type=int, callback=option_values.count, help="Size of the built-in mix [96]."
+)
+@click.option(
+    "--group-size",
+    metavar="N",
+    type=int,
+    callback=option_values.count,
+    default=128,
+    help="Inputs that share a scale [128].",
+)
+@click.option(
+    "--device",
+    metavar="D",
+    callback=option_values.device,
+    default="auto",
+    help="auto, cpu, cuda or cuda:N [auto].",
+)
+@click.option(
+    "--threads", metavar="N", type=int, callback=option_values.count, help="CPU threads [all cores]."
+)
+@click.option("--force", is_flag=True, help="Replace an export once the new one is complete.")
+@click.option("--quiet", is_flag=True, help="No progress and no report, only the new folder's path.")
+def export(
+    source: Path,
+    out: Path | None,
+    method: str,
+    calibration: Path | None,
+    samples: int | None,
+    group_size: int,
+    device: str,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Export the checkpoint folder SOURCE, in Mistral's or Hugging Face's layout, to a folder that runs."""
+    start = time.monotonic()
+    if calibration is not None and samples is not None:
+        raise UsageError(
+            "--samples sizes the built-in mix, which --calibration replaces; leave one of them out"
+        )
+    if not source.is_dir():
+        raise CheckpointError(f"{source} is not a folder; give the folder of a checkpoint")
+    _check_extra()
+    from pixedge_export.layers import Recipe
+    from pixedge_export.pipeline import export as run_export
+
+    if out is None:
+        whole = source.resolve()
+        out = whole.with_name(f"{whole.name}-pixedge-4bit")
+    given: dict[str, Any] = {} if samples is None else {"samples": samples}
+    if calibration is None and method == "gptq" and not quiet:
+        note(
+            "calibrating on a small built-in mix; pictures and texts like yours do better: --calibration DIR"
+        )
+    with progress(quiet=quiet, keep=True) as report:
+
+        def show(event: "Event") -> None:
+            report(event.phase, event.done, event.total, event.detail)
+
+        folder = run_export(
+            source,
+            out,
+            Recipe(method=method, group_size=group_size),  # type: ignore[arg-type]  # one of the choices
+            calibration=calibration,
+            device=device,
+            threads=threads,
+            force=force,
+            report=show,
+            **given,
+        )
+    try:
+        write_last_export(folder)
+    except (OSError, RuntimeError) as error:
+        note(f"the export is done but could not be remembered ({error}); name it with --model")
+    click.echo(str(folder) if quiet else _summary(folder, time.monotonic() - start))
+
+
+def _check_extra() -> None:
+    """Refuse to start where what only the export needs is not installed."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise ExportError(f"export needs {' and '.join(missing)}; run: pip install 'pixedge[export]'")
+
+
+def _summary(folder: Path, seconds: float) -> str:
+    n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    minutes, rest = divmod(round(seconds), 60)
+    took = f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    lines = [f"{folder}  ({size(n_bytes)}, made in {took})"]
+    if rows := _divergence(folder / "export_report.json"):
+        lines += ["", *table(("difference from 16 bits", "KL (nats)", "same first choice"), rows)]
+    return "\n".join([*lines, "", "Next:", '  pixedge run --image photo.jpg "What is in this picture?"'])
+
+
+def _divergence(file: Path) -> list[tuple[str, str, str]]:
+    """Give a row for each method and kind of token in the report; none where it holds something else."""
+    names = {"text": "text", "image": "text after a picture"}
+    try:
+        measured = json.loads(file.read_text(encoding="utf-8"))["divergence_from_16_bits"]
+        return [
+            (f"{method}, {names.get(kind, kind)}", f"{found['kl']:.4f}", f"{found['top1']:.1%}")
+            for method, kinds in measured.items()
+            for kind, found in kinds.items()
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []

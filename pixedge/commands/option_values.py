@@ -1,0 +1,19 @@
+"""Option values that click has no type for; each check is a click callback."""
+
+import re
+
+import click
+
+
+def device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Accept auto, cpu, cuda and cuda:N, where N counts the GPUs from 0."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value.lower()) is None:
+        raise click.BadParameter(f"'{value}' is not a device; give auto, cpu, cuda or cuda:N", ctx, param)
+    return value.lower()
+
+
+def count(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """Accept 1 and more; click's IntRange would write its bounds into the help."""
+    if value is not None and value < 1:
+        raise click.BadParameter(f"{value} is too small; give 1 or more", ctx, param)
+    return value
