@@ -23,9 +23,9 @@ class Attend(Protocol):
     """What attention needs to know beyond this step's tokens: a KV cache, or a mask over whole sequences."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend with q [tokens, heads, head_dim] over this step's and earlier k, v [tokens, kv_heads, head_dim].
+        """Attend with this step's q over its own and earlier k and v.
 
-        Return [tokens, heads, head_dim].
+        q is [tokens, heads, head_dim], k and v are [tokens, kv_heads, head_dim]; the result is shaped like q.
         """
         ...
 
@@ -99,7 +99,8 @@ class DecoderLayer(nn.Module):
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """Map the residual stream x [tokens, dim] to [tokens, dim]."""
         x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Decoder(nn.Module):
@@ -110,7 +111,11 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        # Zeros until a checkpoint fills them: Embedding's own random draw, on the meta device, would import
+        # torch's compiler, which takes most of a second of every load.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.zeros(config.vocab_size, config.dim), freeze=False
+        )
         self.layers = nn.ModuleList(DecoderLayer(config, linear) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = head(config.dim, config.vocab_size)
@@ -132,7 +137,10 @@ class Decoder(nn.Module):
 
 
 class WholeSequences:
-    """Causal attention inside equally long sequences, without a cache: for training, calibration and tests."""
+    """Causal attention inside equally long sequences, without a cache.
+
+    For training, calibration and tests.
+    """
 
     def __init__(self, length: int) -> None:
         """Treat every ``length`` tokens of a step as one sequence."""
