@@ -1,4 +1,4 @@
-"""Pictures of the demo's small world: shapes, text and bar charts, and what covers each 16-pixel patch."""
+"""Pictures of the demo's small world: shapes, text and bar charts, and what covers each pixel."""
 
 import functools
 import math
@@ -10,12 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 PATCH = 16
-# A patch counts as covered when one item has at least this many of its 256 pixels.
-MIN_PIXELS = 10
 
 Rgb = tuple[int, int, int]
 
-# Class k of a label array (k >= 1) is entry k - 1 of its table; class 0 is "nothing".
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLOURS: dict[str, Rgb] = {
     "red": (218, 36, 40),
@@ -104,20 +101,6 @@ class Scene:
     def unit(self) -> int:
         """Pixels that a bar rises per unit of its value; nine of them fit."""
         return (self.height - 11) // 9
-
-
-@dataclass(frozen=True)
-class PatchLabels:
-    """Class of what covers most of each patch that has ink, int64 [H / 16, W / 16] each; 0 = nothing.
-
-    `shape`, `colour` and `character` index SHAPES, COLOURS and CHARACTERS from 1; `bar` is the value of the
-    bar. All four are [0, 0] for a picture whose sides are not multiples of 16.
-    """
-
-    shape: NDArray[np.int64]
-    colour: NDArray[np.int64]
-    character: NDArray[np.int64]
-    bar: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -262,34 +245,23 @@ def _draw_chart(pixels: NDArray[np.uint8], cover: NDArray[np.uint8], scene: Scen
     pixels[scene.baseline : scene.baseline + 2] = 40
 
 
-def draw(scene: Scene) -> tuple[Image.Image, PatchLabels]:
-    """Draw a scene: an RGB picture of the scene's size and the labels of its patches."""
+def draw(scene: Scene) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """Draw a scene: an RGB picture of the scene's size, and which item covers each pixel.
+
+    Items are numbered from 1: things, then the characters of all rows, then bars; 0 is the ground. [H, W].
+    """
     pixels: NDArray[np.uint8] = np.empty((scene.height, scene.width, 3), np.uint8)  # [H, W, RGB]
     pixels[:] = scene.ground
-    cover: NDArray[np.uint8] = np.zeros((scene.height, scene.width), np.uint8)  # [H, W], item or 0
-    classes = [(0, 0, 0, 0)]  # per item: shape, colour, character, bar
+    cover: NDArray[np.uint8] = np.zeros((scene.height, scene.width), np.uint8)
     if scene.frame is not None:
         cv2.rectangle(pixels, (1, 1), (scene.width - 2, scene.height - 2), scene.frame, 2)
+    item = 1
     for thing in scene.things:
-        _draw_thing(pixels, cover, thing, len(classes))
-        classes.append((SHAPES.index(thing.shape) + 1, COLOUR_NAMES.index(thing.colour) + 1, 0, 0))
+        _draw_thing(pixels, cover, thing, item)
+        item += 1
     for row in scene.rows:
-        _draw_row(pixels, cover, row, len(classes))
-        colour = COLOUR_NAMES.index(row.colour) + 1 if row.colour else 0
-        classes += [(0, colour, CHARACTERS.index(c) + 1, 0) for c in row.text]
+        _draw_row(pixels, cover, row, item)
+        item += len(row.text)
     if scene.bars:
         _draw_chart(pixels, cover, scene)
-        classes += [(0, COLOUR_NAMES.index(bar.colour) + 1, 0, bar.value) for bar in scene.bars]
-    return Image.fromarray(pixels), _patch_labels(cover, classes)
-
-
-def _patch_labels(cover: NDArray[np.uint8], classes: list[tuple[int, int, int, int]]) -> PatchLabels:
-    height, width = cover.shape
-    if height % PATCH or width % PATCH:
-        empty = np.zeros((0, 0), np.int64)
-        return PatchLabels(empty, empty, empty, empty)
-    patches = cover.reshape(height // PATCH, PATCH, width // PATCH, PATCH)
-    counts = np.stack([(patches == item).sum((1, 3)) for item in range(1, len(classes))])  # [items, h, w]
-    best = np.where(counts.max(0) >= MIN_PIXELS, counts.argmax(0) + 1, 0)  # [h, w]
-    table = np.array(classes, np.int64)  # [items + 1, 4]
-    return PatchLabels(*(table[best, kind] for kind in range(4)))
+    return Image.fromarray(pixels), cover

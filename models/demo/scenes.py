@@ -16,7 +16,6 @@ from drawing import (
     FONTS,
     SHAPES,
     Bar,
-    PatchLabels,
     Rgb,
     Row,
     Scene,
@@ -25,6 +24,7 @@ from drawing import (
     text_width,
 )
 from follow_ups import follow
+from labels import PatchLabels, patch_labels
 from questions import Asked, ask
 from turns import TASKS, Task, Turn, is_right
 from words import WORDS
@@ -104,7 +104,7 @@ def make_example(
     drawn = [draw(scene) for scene in scenes]
     return Example(
         pictures=tuple(picture for picture, _ in drawn),
-        labels=tuple(labels for _, labels in drawn),
+        labels=tuple(patch_labels(scene, cover) for scene, (_, cover) in zip(scenes, drawn, strict=True)),
         turns=turns,
         picture_first=rng.random() < 0.65,
         scenes=scenes,
@@ -209,7 +209,7 @@ def _shapes(rng: random.Random, width: int, height: int, count: int) -> Scene:
 
 
 def _letters(rng: random.Random, most: int) -> str:
-    """Draw a word of 3 to `most` letters in one case, which can be told from the word alone."""
+    """Draw a word of 3 to `most` capital letters."""
     while True:
         if rng.random() < 0.5:
             word = rng.choice(WORDS)
