@@ -1,0 +1,208 @@
+"""The vision encoder in ONNX: two small graphs over one copy of the weights, and a check against torch.
+
+Both graphs take their weights from the safetensors shard by offset: ``vision_encoder.onnx`` computes in
+float16 for CUDA, ``vision_encoder_cpu.onnx`` in float32.
+"""
+
+import json
+import random
+import struct
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from pixedge.config import ModelConfig, VisionConfig
+from pixedge.errors import ExportError
+from pixedge.image import image_grid
+from pixedge.vision import CPU_GRAPH, CUDA_GRAPH, session_options
+from pixedge_export.encoder import VisionEncoder, encode
+from pixedge_export.vision_graph import StoredWeight, build_graph
+
+# Largest deviation from torch over the largest magnitude. Both sides have the same float16 weights, so in
+# float32 only the order of sums differs (24 layers of random weights: 2e-6). In float16 every product is
+# rounded (5e-4 there).
+FLOAT32_BOUND = 1e-4
+FLOAT16_BOUND = 1e-2
+
+# Width and height of pictures as they come, brought to whole patches and to image_size as the runtime does.
+_ODD_PICTURES = ((517, 333), (37, 1000), (250, 700), (129, 127), (3000, 40))
+_FEWEST_SIZES = 8
+_FLOAT16_SIZES = 3
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One picture, its height and width in pixels, through torch and through a graph.
+
+    error: largest deviation from torch in float32, over the largest magnitude of the embeddings.
+    """
+
+    graph: str
+    height: int
+    width: int
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class _Sample:
+    pixels: NDArray[np.float32]  # [3, H, W]
+    expected: NDArray[np.float32]  # [patches, decoder dim]
+
+
+def export_vision(config: ModelConfig, folder: Path, weights_file: str) -> list[Path]:
+    """Write both graphs beside the safetensors file that holds the encoder's canonical float16 tensors.
+
+    The graphs' bytes depend on the config and on that file's header only. Raises ExportError when a tensor is
+    missing, misshapen or of another dtype.
+    """
+    weights = _locate(config, folder / weights_file)
+    files = []
+    for name, half in ((CUDA_GRAPH, True), (CPU_GRAPH, False)):
+        path = folder / name
+        path.write_bytes(build_graph(config, weights, half).SerializeToString(deterministic=True))
+        files.append(path)
+    return files
+
+
+def check_parity(encoder: VisionEncoder, folder: Path, config: ModelConfig) -> list[ParityRow]:
+    """Compare the graphs in `folder` with `encoder`, both with weights rounded to float16.
+
+    The float32 graph runs at every size of parity_grids. The float16 graph runs at the smallest three: the
+    CPU provider computes its nodes in float32 and rounds between them, so that proves its structure and its
+    casts, not its range. Memory: the encoder's float32 size about three times, and once more where it is not
+    float32 or not rounded yet. Raises ExportError naming the size, the error and the bound, or what is wrong
+    in the graph.
+    """
+    samples = _references(encoder, config)
+    few = sorted(samples, key=lambda sample: sample.pixels.size)[:_FLOAT16_SIZES]
+    return [
+        *_check_graph(folder / CPU_GRAPH, FLOAT32_BOUND, samples, config.vision.n_layers),
+        *_check_graph(folder / CUDA_GRAPH, FLOAT16_BOUND, few, config.vision.n_layers),
+    ]
+
+
+def parity_grids(vision: VisionConfig) -> list[tuple[int, int]]:
+    """List at least 8 picture sizes as (rows, columns) of patches, or all there are where they are fewer.
+
+    The extremes come first: one patch, one row, one column, the largest square. Odd pictures follow.
+    """
+    most = vision.image_size // vision.patch_size
+    grids = [(1, 1), (1, most), (most, 1), (most, most)]
+    for width, height in _ODD_PICTURES:
+        columns, rows = image_grid(width, height, vision.image_size, vision.patch_size)
+        grids.append((rows, columns))
+    others = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most + 1)]
+    random.Random(0).shuffle(others)
+    unique = list(dict.fromkeys(grids))
+    return unique + [grid for grid in others if grid not in unique][: max(_FEWEST_SIZES - len(unique), 0)]
+
+
+def _locate(config: ModelConfig, file: Path) -> dict[str, StoredWeight]:
+    """Find every tensor of the encoder in a safetensors file: 8 bytes of header length, JSON header, data."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in VisionEncoder(config).state_dict().items()}
+    places = {}
+    for name, shape in shapes.items():
+        if name not in header:
+            raise ExportError(f"{file} has no {name}, which the vision graph reads; write it there first")
+        entry = header[name]
+        if entry["dtype"] != "F16" or tuple(entry["shape"]) != shape:
+            raise ExportError(
+                f"{file}: {name} is {entry['dtype']} {entry['shape']}, but the vision graph reads "
+                f"F16 {list(shape)}; write it so"
+            )
+        start, end = entry["data_offsets"]
+        places[name] = StoredWeight(file.name, shape, 8 + length + start, end - start)
+    return places
+
+
+def _references(encoder: VisionEncoder, config: ModelConfig) -> list[_Sample]:
+    """Encode random pictures of all sizes with torch in float32."""
+    rounded = {}
+    for name, weight in encoder.state_dict().items():
+        value = weight.cpu().half().float()
+        rounded[name] = (
+            weight if weight.dtype == torch.float32 and torch.equal(weight.cpu(), value) else value
+        )
+    with torch.device("meta"):
+        reference = VisionEncoder(config)
+    reference.load_state_dict(rounded, assign=True)
+    reference.cpu().requires_grad_(False)
+    generator = np.random.default_rng(0)
+    samples = []
+    for rows, columns in parity_grids(config.vision):
+        patch = config.vision.patch_size
+        shape = (config.vision.n_channels, rows * patch, columns * patch)
+        pixels = generator.standard_normal(shape, dtype=np.float32)
+        samples.append(_Sample(pixels, encode(reference, torch.from_numpy(pixels)).numpy()))
+    return samples
+
+
+def _check_graph(file: Path, bound: float, samples: Sequence[_Sample], layers: int) -> list[ParityRow]:
+    model = onnx.load(file, load_external_data=False)
+    _check_attention(
+        f"{file.name} holds", sum(_is_attention(node.op_type) for node in model.graph.node), layers
+    )
+    try:
+        onnx.checker.check_model(str(file))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"{file.name} is not a valid ONNX graph ({error}); do not use this export"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        smallest = min(samples, key=lambda sample: sample.pixels.size)
+        session.run(None, {"pixels": smallest.pixels})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    # What ran, after the optimiser: a decomposed node would show as several of other kinds.
+    ran = {event["name"] for event in events if _is_attention(event.get("args", {}).get("op_name", ""))}
+    _check_attention(f"ONNX Runtime, having optimised {file.name}, runs", len(ran), layers)
+    return [_compare(session, file.name, sample, bound) for sample in samples]
+
+
+def _is_attention(kind: str) -> bool:
+    return kind == "MultiHeadAttention"
+
+
+def _check_attention(where: str, found: int, layers: int) -> None:
+    if found != layers:
+        raise ExportError(
+            f"{where} {found} MultiHeadAttention nodes, but the encoder has {layers} layers; without fused "
+            "attention large pictures need gigabytes, so do not use this export"
+        )
+
+
+def _compare(session: onnxruntime.InferenceSession, name: str, sample: _Sample, bound: float) -> ParityRow:
+    (found,) = session.run(None, {"pixels": sample.pixels})
+    height, width = sample.pixels.shape[1:]
+    where = f"{name} on a picture of {width}x{height} pixels"
+    if found.shape != sample.expected.shape:
+        raise ExportError(
+            f"{where} gives embeddings of shape {list(found.shape)}, but torch gives "
+            f"{list(sample.expected.shape)}; do not use this export"
+        )
+    if not (np.isfinite(found).all() and np.isfinite(sample.expected).all()):
+        raise ExportError(
+            f"{where} gives embeddings that are not finite; check the checkpoint's vision weights"
+        )
+    error = float(np.abs(found - sample.expected).max() / np.abs(sample.expected).max())
+    if not error <= bound:
+        raise ExportError(
+            f"{where} differs from torch by {error:.1e} of the largest embedding, where {bound:.0e} is "
+            "allowed; do not use this export"
+        )
+    return ParityRow(name, height, width, error, bound)

@@ -1,0 +1,246 @@
+"""The vision encoder as one ONNX Runtime session: pixels -> embeddings, each picture by itself.
+
+On a CPU the float32 graph runs. On CUDA the float16 graph does, and embeddings never visit the host.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from pixedge.config import ModelConfig, VisionConfig
+from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
+
+CUDA_GRAPH = "vision_encoder.onnx"
+CPU_GRAPH = "vision_encoder_cpu.onnx"
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_INSTEAD = "or run the encoder on the CPU with --vision-device cpu"
+_ORT_ERRORS = (
+    state.EPFail,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+# How ONNX Runtime's messages speak of memory: the arena's limit, cudaMalloc, std::bad_alloc.
+_MEMORY_WORDS = ("alloc", "out of memory", "available memory")
+
+
+class VisionSession:
+    """A loaded vision encoder; `device` is where its embeddings are."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        device: torch.device,
+        threads: int | None = None,
+        gpu_mem_limit: int | None = None,
+    ) -> None:
+        """Load the graph that suits `device` from an exported folder.
+
+        threads: of the CPU; None means one a core. gpu_mem_limit: bytes for weights and activations on CUDA;
+        None means what gpu_memory_limit says. Raises ArtifactError when the graph is missing or damaged,
+        PixedgeError when ONNX Runtime cannot use the CUDA device that is asked for, CapacityError when
+        memory runs out.
+        """
+        self.config = config
+        self.device = device
+        if device.type == "cuda":
+            index = device.index
+            if index is None:
+                index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+            self.device = torch.device("cuda", index)
+            limit = gpu_memory_limit(config) if gpu_mem_limit is None else gpu_mem_limit
+            self._session = _open_cuda(folder / CUDA_GRAPH, index, limit)
+        else:
+            self._session = _open(folder / CPU_GRAPH, session_options(threads), [_CPU])
+        _return_freed_memory()
+
+    def encode(self, pixels: NDArray[np.float32]) -> torch.Tensor:
+        """Encode one picture: pixels float32 [3, H, W] -> embeddings [H/patch * W/patch, decoder dim].
+
+        The result is float32 on a CPU and float16 on CUDA. Raises ImageError for a size that the encoder does
+        not take, CapacityError when memory runs out, PixedgeError when the result is not finite.
+        """
+        assert pixels.dtype == np.float32
+        patches = _count_patches(pixels.shape, self.config.vision)
+        run = self._run_bound if self.device.type == "cuda" else self._run
+        try:
+            embeddings = run(np.ascontiguousarray(pixels), patches)
+        except _ORT_ERRORS as error:
+            height, width = pixels.shape[1:]
+            if _speaks_of_memory(error):
+                raise CapacityError(
+                    f"memory ran out while encoding a picture of {width}x{height} pixels on {self.device}; "
+                    "free some or give a smaller --max-image-size"
+                ) from error
+            raise
+        if not bool(torch.isfinite(embeddings).all()):
+            advice = (
+                "float16 has overflowed, so run the encoder in float32 with --vision-device cpu"
+                if self.device.type == "cuda"
+                else "check the folder with pixedge verify"
+            )
+            raise PixedgeError(f"the vision encoder's output for this picture is not finite; {advice}")
+        return embeddings
+
+    def warm_up(self) -> None:
+        """Encode a blank picture of the largest size, so that all memory that is ever needed is taken now."""
+        eye = self.config.vision
+        self.encode(np.zeros((eye.n_channels, eye.image_size, eye.image_size), np.float32))
+
+    def _run(self, pixels: NDArray[np.float32], patches: int) -> torch.Tensor:
+        (embeddings,) = self._session.run(["embeddings"], {"pixels": pixels})
+        assert embeddings.shape == (patches, self.config.decoder.dim)
+        return torch.from_numpy(embeddings)
+
+    def _run_bound(self, pixels: NDArray[np.float32], patches: int) -> torch.Tensor:
+        """Let the session write into a tensor of torch's, so that nothing is copied through the host."""
+        embeddings = torch.empty(patches, self.config.decoder.dim, dtype=torch.float16, device=self.device)
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("pixels", pixels)
+        binding.bind_output(
+            "embeddings",
+            device_type=self.device.type,
+            device_id=self.device.index or 0,
+            element_type=np.float16,
+            shape=tuple(embeddings.shape),
+            buffer_ptr=embeddings.data_ptr(),
+        )
+        # The session has a stream of its own. torch may hand out memory that kernels queued on torch's stream
+        # still read, so those must be done before the session writes there, and it before torch reads.
+        torch.cuda.current_stream(self.device).synchronize()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return embeddings
+
+
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """Make the options of a session: quiet, and on the CPU with no memory kept between pictures.
+
+    threads: of the CPU; None means one a core.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
+    options.intra_op_num_threads = threads or 0
+    # Pictures differ in size: an arena, and a plan for each shape, only ever grow.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # Threads that wait for the next picture must not spin on cores that the decoder is using.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def gpu_memory_limit(config: ModelConfig) -> int:
+    """Bound the bytes that a CUDA session may take for weights and the largest picture's activations.
+
+    Twice the widest point of the graph is allowed for fragments between pictures of different sizes, and
+    256 MiB for the libraries' scratch.
+    """
+    eye, out = config.vision, config.decoder.dim
+    layer = 4 * eye.dim**2 + 3 * eye.dim * eye.ffn_dim + 2 * eye.dim
+    ends = (eye.n_channels * eye.patch_size**2 + 1) * eye.dim + (eye.dim + out + 2) * out
+    weights = 2 * (eye.n_layers * layer + ends)
+    patches = (eye.image_size // eye.patch_size) ** 2
+    # Beside the float32 residual stream and its norm: queries, keys, values and their copies, or the
+    # feed-forward's three, or the adapter's three, all float16.
+    widest = (4 + 4) * eye.dim + 2 * max(8 * eye.dim, eye.dim + 3 * eye.ffn_dim, 3 * out)
+    return weights + 2 * patches * widest + (256 << 20)
+
+
+def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSession:
+    """Open a session on CUDA, or say what is missing."""
+    found = f"ONNX Runtime {onnxruntime.__version__}"
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise PixedgeError(
+            f"the vision encoder cannot run on CUDA: {found} was built without it; install onnxruntime-gpu "
+            f"in place of onnxruntime, {_INSTEAD}"
+        )
+    # Loads the CUDA libraries that torch brought, where no others are on the path.
+    onnxruntime.preload_dlls()
+    missing = _missing_libraries()
+    if missing:
+        raise PixedgeError(
+            f"the vision encoder cannot run on CUDA: {found} needs {', '.join(missing)}, which cannot be "
+            f"loaded; install the NVIDIA driver and a torch for CUDA {onnxruntime.cuda_version}, {_INSTEAD}"
+        )
+    cuda = {
+        "device_id": str(index),
+        "gpu_mem_limit": str(limit),
+        # The default doubles the arena with each extension.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    session = _open(file, session_options(), [(_CUDA, cuda)])
+    if _CUDA not in session.get_providers():
+        providers = ", ".join(session.get_providers())
+        raise PixedgeError(
+            f"the vision encoder cannot run on CUDA: {found} fell back to {providers}; check the driver and "
+            f"that torch is built for CUDA {onnxruntime.cuda_version}, {_INSTEAD}"
+        )
+    return session
+
+
+def _open(
+    file: Path, options: onnxruntime.SessionOptions, providers: list[Any]
+) -> onnxruntime.InferenceSession:
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing; export the model again")
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=providers)
+    except _ORT_ERRORS as error:
+        if _speaks_of_memory(error):
+            raise CapacityError(f"memory ran out while loading {file}; free some and try again") from error
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{file} cannot be loaded ({reason}); export the model again") from error
+
+
+def _missing_libraries() -> list[str]:
+    """List the libraries of CUDA that do not load; on Windows they are left to ONNX Runtime to find."""
+    if not sys.platform.startswith("linux"):
+        return []
+    major = onnxruntime.cuda_version.split(".")[0]
+    needed = ["libcuda.so.1", *(f"lib{name}.so.{major}" for name in ("cudart", "cublas", "cublasLt"))]
+    missing = []
+    for name in needed:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            missing.append(name)
+    return missing
+
+
+def _return_freed_memory() -> None:
+    """Give the allocator's holes back to the system (glibc only).
+
+    Loading frees weights that were still float16 or not yet packed, for Pixtral-12B up to 340 MB in holes.
+    """
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def _speaks_of_memory(error: Exception) -> bool:
+    return any(word in str(error).lower() for word in _MEMORY_WORDS)
+
+
+def _count_patches(shape: tuple[int, ...], eye: VisionConfig) -> int:
+    channels, height, width = shape
+    patch = eye.patch_size
+    fits = all(0 < side <= eye.image_size and side % patch == 0 for side in (height, width))
+    if not fits or channels != eye.n_channels:
+        raise ImageError(
+            f"a picture of {width}x{height} pixels and {channels} channels does not fit the encoder; give "
+            f"{eye.n_channels} channels and sides of at most {eye.image_size} in multiples of {patch}"
+        )
+    return height // patch * (width // patch)

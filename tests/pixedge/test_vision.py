@@ -1,0 +1,374 @@
+"""The vision session: what it computes, what it refuses, and how much memory it takes."""
+
+import ctypes
+import json
+import math
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixedge import vision
+from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
+from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
+from pixedge.vision import CPU_GRAPH, CUDA_GRAPH, VisionSession, gpu_memory_limit, session_options
+from pixedge_export.encoder import VisionEncoder, encode
+from pixedge_export.vision import export_vision
+
+SHARD = "model-00001-of-00001.safetensors"
+CPU = torch.device("cpu")
+
+CONFIG = ModelConfig(
+    DecoderConfig(
+        dim=40,
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=8,
+        ffn_dim=16,
+        vocab_size=32,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        context=128,
+    ),
+    VisionConfig(
+        dim=32,
+        n_layers=2,
+        n_heads=2,
+        ffn_dim=48,
+        n_channels=3,
+        patch_size=8,
+        image_size=64,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        image_token_id=10,
+        image_break_token_id=12,
+        image_end_token_id=13,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> VisionEncoder:
+    torch.manual_seed(0)
+    return VisionEncoder(CONFIG).requires_grad_(False).half().float()
+
+
+@pytest.fixture(scope="module")
+def folder(encoder: VisionEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifact")
+    save_file({name: weight.half() for name, weight in encoder.state_dict().items()}, path / SHARD)
+    export_vision(CONFIG, path, SHARD)
+    return path
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((3, height, width), np.float32)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 64), (64, 8), (64, 64), (24, 40)])
+def test_equals_torch(size: tuple[int, int], folder: Path, encoder: VisionEncoder) -> None:
+    pixels = picture(*size)
+    found = VisionSession(folder, CONFIG, CPU, threads=1).encode(pixels)
+    assert found.device == CPU
+    assert found.dtype == torch.float32
+    expected = encode(encoder, torch.from_numpy(pixels))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_takes_views_of_any_layout(folder: Path) -> None:
+    session = VisionSession(folder, CONFIG, CPU)
+    pixels = picture(16, 32)
+    flipped = np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]
+    assert not flipped.flags.c_contiguous
+    assert torch.equal(session.encode(flipped), session.encode(pixels))
+
+
+def test_answer_does_not_depend_on_earlier_pictures(folder: Path) -> None:
+    session = VisionSession(folder, CONFIG, CPU)
+    first = session.encode(picture(24, 40)).clone()
+    session.warm_up()
+    session.encode(picture(8, 64, seed=1))
+    assert torch.equal(session.encode(picture(24, 40)), first)
+
+
+def test_embeddings_outlive_the_next_picture(folder: Path) -> None:
+    session = VisionSession(folder, CONFIG, CPU)
+    first = session.encode(picture(24, 40))
+    copy = first.clone()
+    session.encode(picture(24, 40, seed=1))
+    assert torch.equal(first, copy)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 8), (3, 8, 0), (3, 72, 8), (3, 8, 72), (1, 8, 8)])
+def test_refuses_sizes(shape: tuple[int, int, int], folder: Path) -> None:
+    session = VisionSession(folder, CONFIG, CPU)
+    with pytest.raises(
+        ImageError, match=rf"{shape[2]}x{shape[1]} pixels and {shape[0]} channels .* at most 64"
+    ):
+        session.encode(np.zeros(shape, np.float32))
+
+
+def test_not_finite_is_an_error(folder: Path) -> None:
+    pixels = picture(8, 16)
+    pixels[0, 0, 0] = np.nan
+    session = VisionSession(folder, CONFIG, CPU)
+    with pytest.raises(PixedgeError, match="not finite"):
+        session.encode(pixels)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_missing_graph(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "_missing_libraries", list)
+    with pytest.raises(ArtifactError, match=r"vision_encoder\S*\.onnx is missing"):
+        VisionSession(tmp_path, CONFIG, torch.device(device))
+
+
+@pytest.mark.parametrize("damage", ["graph", "empty graph", "no weights", "short weights"])
+def test_damaged_folder(damage: str, folder: Path, tmp_path: Path) -> None:
+    for name in (CPU_GRAPH, SHARD):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    if damage == "graph":
+        (tmp_path / CPU_GRAPH).write_bytes((folder / CPU_GRAPH).read_bytes()[:-100])
+    elif damage == "empty graph":
+        (tmp_path / CPU_GRAPH).write_bytes(b"")
+    elif damage == "no weights":
+        (tmp_path / SHARD).unlink()
+    else:
+        (tmp_path / SHARD).write_bytes((folder / SHARD).read_bytes()[:-1000])
+    with pytest.raises(ArtifactError, match=r"vision_encoder_cpu.onnx cannot be loaded \(.+\); export"):
+        VisionSession(tmp_path, CONFIG, CPU)
+
+
+@pytest.mark.parametrize(
+    "message", ["bad allocation", "CUDA failure 2: out of memory", "Failed to allocate memory"]
+)
+def test_out_of_memory_is_a_sentence(message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = VisionSession(folder, CONFIG, CPU)
+
+    def fail(*_: object) -> None:
+        raise vision.state.RuntimeException(message)
+
+    monkeypatch.setattr(session, "_session", SimpleNamespace(run=fail))
+    with pytest.raises(CapacityError, match=r"16x8 pixels on cpu; .* --max-image-size"):
+        session.encode(picture(8, 16))
+
+
+def test_cpu_keeps_no_arena() -> None:
+    options = session_options(threads=3)
+    assert options.intra_op_num_threads == 3
+    assert not options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
+
+
+# CUDA, as far as it can be judged without a device: what is asked of ONNX Runtime, and what is refused.
+
+
+@pytest.fixture
+def open_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Open a CUDA session against a stand-in for ONNX Runtime; give what it was asked for."""
+
+    def run(providers: list[str], available: list[str] | None = None, missing: tuple[str, ...] = ()) -> Any:
+        asked = SimpleNamespace(preloaded=False)
+
+        def preload() -> None:
+            asked.preloaded = True
+
+        def load(name: str | None) -> Any:
+            if name in missing:
+                raise OSError(f"{name}: cannot open shared object file")
+            return SimpleNamespace()
+
+        def make(file: Path, options: object, providers: list[Any]) -> Any:
+            asked.file, asked.options, asked.providers = file, options, providers
+            return SimpleNamespace(get_providers=lambda: found)
+
+        found = providers
+        everything = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available or everything)
+        monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", make)
+        monkeypatch.setattr(ctypes, "CDLL", load)
+        monkeypatch.setattr(sys, "platform", "linux")
+        VisionSession(folder, CONFIG, torch.device("cuda:1"), gpu_mem_limit=12345)
+        return asked
+
+    return run
+
+
+def test_cuda_options(open_cuda: Callable[..., Any]) -> None:
+    asked = open_cuda(["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert asked.preloaded
+    assert asked.file.name == CUDA_GRAPH
+    ((name, options),) = asked.providers
+    assert name == "CUDAExecutionProvider"
+    assert options == {
+        "device_id": "1",
+        "gpu_mem_limit": "12345",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def test_silent_fall_back_to_the_cpu_is_an_error(open_cuda: Callable[..., Any]) -> None:
+    with pytest.raises(PixedgeError, match=r"fell back to CPUExecutionProvider; .* --vision-device cpu"):
+        open_cuda(["CPUExecutionProvider"])
+
+
+def test_onnxruntime_without_cuda_is_an_error(open_cuda: Callable[..., Any]) -> None:
+    with pytest.raises(PixedgeError, match=r"install onnxruntime-gpu .* --vision-device cpu"):
+        open_cuda([], available=["CPUExecutionProvider"])
+
+
+def test_missing_cuda_libraries_are_named(open_cuda: Callable[..., Any]) -> None:
+    major = (getattr(onnxruntime, "cuda_version", "") or pytest.skip("this onnxruntime knows no CUDA")).split(
+        "."
+    )[0]
+    missing = ("libcuda.so.1", f"libcublasLt.so.{major}")
+    with pytest.raises(PixedgeError, match=rf"needs {', '.join(missing)}, which .* --vision-device cpu"):
+        open_cuda(["CUDAExecutionProvider"], missing=missing)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+@pytest.mark.skipif(
+    not hasattr(onnxruntime, "preload_dlls"), reason="this onnxruntime cannot preload libraries"
+)
+def test_cuda_on_a_machine_without_it(folder: Path) -> None:
+    with pytest.raises(PixedgeError, match=r"cannot run on CUDA: .* --vision-device cpu"):
+        VisionSession(folder, CONFIG, torch.device("cuda"))
+
+
+def test_binding_writes_into_the_tensor(
+    folder: Path, encoder: VisionEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The float16 graph, on the CPU provider, bound as on CUDA: only the stream is a stand-in."""
+    session = VisionSession(folder, CONFIG, CPU)
+    session._session = onnxruntime.InferenceSession(
+        folder / CUDA_GRAPH, session_options(), providers=["CPUExecutionProvider"]
+    )
+    waited = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(True))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    pixels = picture(24, 40)
+    found = session._run_bound(pixels, 15)
+    assert waited
+    assert found.dtype == torch.float16
+    expected = encode(encoder, torch.from_numpy(pixels))
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-2 * expected.abs().max().item())
+
+
+def test_float16_overflow_names_the_way_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = VisionSession(folder, CONFIG, CPU)
+    session.device = torch.device("cuda:0")
+    infinite = torch.full((2, 40), torch.inf, dtype=torch.float16)
+    monkeypatch.setattr(session, "_run_bound", lambda pixels, patches: infinite)
+    with pytest.raises(PixedgeError, match=r"float16 has overflowed, .* --vision-device cpu"):
+        session.encode(picture(8, 16))
+
+
+FULL = ModelConfig(
+    replace(CONFIG.decoder, dim=5120),
+    VisionConfig(
+        dim=1024,
+        n_layers=24,
+        n_heads=16,
+        ffn_dim=4096,
+        n_channels=3,
+        patch_size=16,
+        image_size=1024,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        image_token_id=10,
+        image_break_token_id=12,
+        image_end_token_id=13,
+    ),
+)
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(weight.shape) for name, weight in VisionEncoder(config).state_dict().items()}
+
+
+def test_gpu_limit_of_pixtral() -> None:
+    weights = 2 * sum(map(math.prod, shapes_of(FULL).values()))
+    assert weights + 500e6 < gpu_memory_limit(FULL) < weights + 1e9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_torch_at_mixed_sizes(folder: Path, encoder: VisionEncoder) -> None:
+    session = VisionSession(folder, CONFIG, torch.device("cuda"))
+    session.warm_up()
+    for size in [(64, 64), (8, 8), (24, 40), (8, 64), (64, 8), (64, 64)]:
+        pixels = picture(*size)
+        found = session.encode(pixels)
+        assert found.is_cuda
+        expected = encode(encoder, torch.from_numpy(pixels))
+        torch.testing.assert_close(
+            found.cpu().float(), expected, rtol=0, atol=1e-2 * expected.abs().max().item()
+        )
+
+
+def write_random_shard(file: Path, config: ModelConfig) -> None:
+    """Write random float16 weights one at a time, so that they never lie in memory together."""
+    header, end = {}, 0
+    shapes = shapes_of(config)
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    generator = np.random.default_rng(0)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for shape in shapes.values():
+            scale = math.prod(shape[1:]) ** -0.5
+            values = generator.standard_normal(shape, np.float32)
+            stream.write((values * scale if len(shape) > 1 else 1 + values / 4).astype(np.float16).tobytes())
+
+
+MEASURE = """
+import sys, time
+from pathlib import Path
+import numpy as np, torch
+from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
+from pixedge.vision import VisionSession
+from pixedge.section import read_json
+folder = Path(sys.argv[1])
+config = ModelConfig.from_params(read_json(folder / "params.json"))
+start = time.perf_counter()
+session = VisionSession(folder, config, torch.device("cpu"))
+loaded = time.perf_counter()
+session.encode(np.random.default_rng(0).standard_normal((3, 1024, 1024), np.float32))
+done = time.perf_counter()
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) * 1024, loaded - start, done - loaded)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_full_size_picture_on_the_cpu_peaks_below_weights_plus_1200_mb(tmp_path: Path) -> None:
+    """24 layers of 1024, a 1024x1024 picture, loading included, Python and torch counted too.
+
+    The kernel's own figure for a process, ru_maxrss, starts from its parent's; VmHWM is this process's alone.
+    """
+    write_random_shard(tmp_path / SHARD, FULL)
+    export_vision(FULL, tmp_path, SHARD)
+    (tmp_path / "params.json").write_text(json.dumps(FULL.to_params()))
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak, load, run = map(float, output.split())
+    weights = 4 * sum(map(math.prod, shapes_of(FULL).values()))
+    print(f"peak {peak / 1e6:.0f} MB, weights {weights / 1e6:.0f} MB, load {load:.1f} s, encode {run:.1f} s")
+    assert peak <= weights + 1.2e9
