@@ -1,7 +1,9 @@
 """An exported folder: opened by its manifest, loaded layer by layer, verified by its hashes.
 
 pixedge.json is written last and names every other file with its size and sha256, so a folder that has it is
-complete. Everything that the runtime must know stands in it or in params.json; nothing is guessed from names.
+complete. Only export_report.json is left out: it holds how long the export took, and with it the same export
+would give another pixedge.json every time. Everything that the runtime must know stands in pixedge.json or in
+params.json; nothing is guessed from names.
 """
 
 import hashlib
@@ -20,12 +22,12 @@ from pixedge.decoder import Decoder
 from pixedge.errors import ArtifactError
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import unpack_gptq
+from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
 
 MANIFEST = "pixedge.json"
 INDEX = "model.safetensors.index.json"
+REPORT = "export_report.json"
 FORMAT_VERSION = 1
-DECODER = "language_model.model."
-HEAD = "language_model.lm_head.weight"
 PACKED = ("qweight", "qzeros", "scales", "g_idx")
 
 Progress = Callable[[int, int], None]
@@ -42,7 +44,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported folder whose files are all there and as long as the manifest says."""
+    """An exported folder whose files are all there and as long as the manifest says.
+
+    manifest: pixedge.json. weight_map: tensor name -> file name. group_size: inputs that share a scale.
+    """
 
     folder: Path
     config: ModelConfig
@@ -64,10 +69,7 @@ class Artifact:
                     for name in names:
                         found[name.removeprefix(prefix)] = shard.get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise ArtifactError(
-                    f"{self.folder / file} cannot be read ({error}); run `pixedge verify {self.folder}` "
-                    "and export again"
-                ) from error
+                raise _unreadable(self.folder / file, self.folder, error) from error
         return found
 
 
@@ -85,7 +87,7 @@ def open_artifact(folder: Path | str) -> Artifact:
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} has format version {version!r} and this pixedge reads {FORMAT_VERSION}; "
+            f"{path} has format version {version!r:.40} and this pixedge reads {FORMAT_VERSION}; "
             "export again, or install the pixedge that wrote it"
         )
     try:
@@ -94,6 +96,8 @@ def open_artifact(folder: Path | str) -> Artifact:
             for name, entry in manifest["files"].items()
         }
         group_size = int(manifest["recipe"]["group_size"])
+        if group_size < 1:
+            raise ValueError(f"group_size is {group_size}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error!r}); export again") from error
     for name, entry in files.items():
@@ -107,7 +111,42 @@ def open_artifact(folder: Path | str) -> Artifact:
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ArtifactError(f"{folder / INDEX} has no weight_map; export again")
+    strange = [name for name, file in weight_map.items() if not isinstance(file, str) or file not in files]
+    if strange:
+        raise ArtifactError(
+            f"{folder / INDEX} has {strange[0]} in {weight_map[strange[0]]!r:.80}, which {MANIFEST} does not "
+            "list; export again"
+        )
     return Artifact(folder, ModelConfig.load(folder), manifest, files, group_size, weight_map)
+
+
+def check_tensors(artifact: Artifact) -> None:
+    """Compare the names, shapes and types in every shard's header with the config and with the index.
+
+    Raises ArtifactError for the first tensor that is missing, extra, misshapen or somewhere else.
+    """
+    expected = exported_shapes(artifact.config, artifact.group_size)
+    found: dict[str, str] = {}
+    for file in sorted(set(artifact.weight_map.values())):
+        path = artifact.folder / file
+        try:
+            with safe_open(path, framework="pt") as shard:
+                for name in shard.keys():  # noqa: SIM118  # a shard is no mapping
+                    view = shard.get_slice(name)
+                    _check_tensor(path, name, view.get_dtype(), tuple(view.get_shape()), expected.get(name))
+                    found[name] = file
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, artifact.folder, error) from error
+    missing = [name for name in expected if name not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        raise ArtifactError(f"{artifact.folder} lacks {missing[0]}{more}; export again")
+    wrong = sorted(name for name, _ in found.items() ^ artifact.weight_map.items())
+    if wrong:
+        raise ArtifactError(
+            f"{artifact.folder / INDEX} has {wrong[0]} in {artifact.weight_map.get(wrong[0], 'no file')}, "
+            f"but it is in {found.get(wrong[0], 'none')}; export again"
+        )
 
 
 def load_decoder(
@@ -115,67 +154,25 @@ def load_decoder(
 ) -> Decoder:
     """Build the decoder with 4-bit linears and an 8-bit head, reading one layer at a time.
 
-    dtype is that of activations, norms and embeddings. Every tensor of the folder's decoder must find its
-    place, and every place its tensor: ArtifactError names those that do not.
+    dtype is that of activations, norms and embeddings. Every tensor of the folder must find its place, and
+    every place its tensor: ArtifactError names one that does not, before any is read.
     """
+    check_tensors(artifact)
     config = artifact.config.decoder
     with torch.device("meta"):
         decoder = Decoder(config)
-    total = config.n_layers + 2
-    layers = [f"{DECODER}layers.{index}." for index in range(config.n_layers)]
-    known = (*layers, f"{DECODER}norm.", f"{DECODER}embed_tokens.", HEAD)
-    extra = sorted(
-        name
-        for name in artifact.weight_map
-        if name.startswith("language_model.") and not name.startswith(known)
-    )
-    if extra:
-        raise ArtifactError(
-            f"{artifact.folder / INDEX} names {len(extra)} tensors for which the config has no place, such as "
-            f"{extra[0]}; export again"
-        )
-
-    def place(module: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Fill one module from its tensors by relative name; linears become 4-bit ones."""
-        left = dict(tensors)
-        for path, child in list(module.named_modules()):
-            if not isinstance(child, nn.Linear):
-                continue
-            packed = {key: left.pop(f"{path}.{key}") for key in PACKED if f"{path}.{key}" in left}
-            quantized = unpack_gptq(packed, artifact.group_size, f"{name}{path}")
-            found = (quantized.out_features, quantized.in_features)
-            expected = (child.out_features, child.in_features)
-            if found != expected:
-                raise ArtifactError(f"{name}{path} is {list(found)}, expected {list(expected)}; export again")
-            module.set_submodule(path, Int4Linear(quantized, dtype, device))
-        for path, parameter in list(module.named_parameters()):
-            tensor = left.pop(path, None)
-            if tensor is None or tensor.shape != parameter.shape:
-                found_shape = "missing" if tensor is None else list(tensor.shape)
-                raise ArtifactError(
-                    f"{name}{path} is {found_shape}, expected {list(parameter.shape)}; export again"
-                )
-            owner, _, leaf = path.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, _frozen(tensor.to(device, dtype)))
-        if left:
-            raise ArtifactError(
-                f"{name} has tensors that pixedge does not know: {', '.join(sorted(left)[:3])}; export again"
-            )
-
-    for index, (prefix, layer) in enumerate(zip(layers, decoder.layers, strict=True)):
-        place(layer, prefix, artifact.tensors(prefix))
+    parts = [f"layers.{index}." for index in range(config.n_layers)] + ["norm.", "embed_tokens."]
+    for done, part in enumerate(parts):
         if progress:
-            progress(index + 1, total)
-    place(decoder.norm, DECODER + "norm.", artifact.tensors(DECODER + "norm."))
-    place(decoder.embed_tokens, DECODER + "embed_tokens.", artifact.tensors(DECODER + "embed_tokens."))
+            progress(done, len(parts) + 1)
+        tensors = artifact.tensors(DECODER + part)
+        module = decoder.get_submodule(part.removesuffix("."))
+        _fill(module, tensors, DECODER + part, artifact.group_size, dtype, device)
     if progress:
-        progress(total - 1, total)
-    head = artifact.tensors(HEAD).get("")
-    if head is None or head.shape != (config.vocab_size, config.dim):
-        raise ArtifactError(f"{HEAD} is missing or misshapen; export again")
-    decoder.lm_head = Int8Linear(head, dtype, device)
+        progress(len(parts), len(parts) + 1)
+    decoder.lm_head = Int8Linear(artifact.tensors(HEAD)[""], dtype, device)
     if progress:
-        progress(total, total)
+        progress(len(parts) + 1, len(parts) + 1)
     return decoder.eval().requires_grad_(False)
 
 
@@ -190,8 +187,46 @@ def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
+def _check_tensor(
+    path: Path, name: str, dtype: str, shape: tuple[int, ...], expected: tuple[int, ...] | None
+) -> None:
+    """Compare one header entry with what the config asks for."""
+    if expected is None:
+        raise ArtifactError(f"{path} holds {name}, for which the config has no place; export again")
+    if shape != expected:
+        raise ArtifactError(f"{path}: {name} is {list(shape)}, expected {list(expected)}; export again")
+    if name.endswith(PACKED):
+        return  # unpack_gptq knows their types
+    # the vision graphs read their weights by offset, as float16
+    allowed = ("BF16", "F16", "F32") if name.startswith("language_model.") else ("F16",)
+    if dtype not in allowed:
+        raise ArtifactError(f"{path}: {name} is {dtype}, expected {' or '.join(allowed)}; export again")
+
+
+def _fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    group_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Give a module on the meta device its tensors, by their names in it; linears become 4-bit ones."""
+    for path, child in list(module.named_modules()):
+        if isinstance(child, nn.Linear):
+            packed = {key: tensors[f"{path}.{key}"] for key in PACKED}
+            quantized = unpack_gptq(packed, group_size, f"{name}{path}")
+            module.set_submodule(path, Int4Linear(quantized, dtype, device))
+    for path, _ in list(module.named_parameters()):
+        owner, _, leaf = path.rpartition(".")
+        value = nn.Parameter(tensors[path].to(device, dtype), requires_grad=False)
+        setattr(module.get_submodule(owner), leaf, value)
+
+
+def _unreadable(path: Path, folder: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{path} cannot be read ({error}); run `pixedge verify {folder}` and copy the folder or export again"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(
-                f"device is {name!r}, but torch {torch.__version__} finds no CUDA device; install a CUDA build of "
-                "torch and a driver, or use --device cpu"
+                f"device is {name!r}, but torch {torch.__version__} finds no CUDA device; install a CUDA "
+                "build of torch and a driver, or use the device cpu"
             )
         if (device.index or 0) >= torch.cuda.device_count():
             raise UsageError(
-                f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices; count them from 0"
+                f"device is {name!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}; name one"
             )
     return device

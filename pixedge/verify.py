@@ -1,4 +1,4 @@
-"""``pixedge verify``: is the folder what was exported, and does it still compute what it computed then?"""
+"""``pixedge verify``: is a folder what was exported, and does it still compute what it did then."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from pixedge.artifact import Artifact, hash_file, open_artifact
+from pixedge.artifact import MANIFEST, Artifact, hash_file, open_artifact
 from pixedge.errors import PixedgeError
 from pixedge.loading import load
 from pixedge.model import Model
 
 MAX_DRIFT = 0.1
-"""Nats by which the known picture's words may differ on average from what the export measured.
+"""Nats by which the known picture's log-probabilities may differ on average from what the export measured.
 
 bfloat16 activations cost a few hundredths; one damaged tensor costs whole nats.
 """
@@ -77,11 +77,21 @@ def _hashes(artifact: Artifact, progress: Callable[[str, int, int], None] | None
 
 
 def _known_picture(artifact: Artifact, model: Model) -> Check:
-    known = artifact.manifest["known_picture"]
-    expected = torch.tensor(known["logprobs"])
-    prompt = model.tokenizer.encode(known["messages"])
+    try:
+        known = artifact.manifest["known_picture"]
+        expected = torch.tensor(known["logprobs"], dtype=torch.float32)
+        prompt = model.tokenizer.encode(known["messages"])
+        if not 0 < len(expected) < len(prompt.ids):
+            raise ValueError(f"{len(expected)} figures")
+    except (KeyError, TypeError, ValueError, PixedgeError) as error:
+        detail = f"{MANIFEST} does not hold a known conversation ({error!r:.120}); export again"
+        return Check("known picture", False, detail)
     # the export kept the words behind the picture
     found = model.engine.score(prompt)[-len(expected) :]
     drift = float((found - expected).abs().mean())
-    detail = f"{len(expected)} words of a known conversation drift by {drift:.4f} nats on average (limit {MAX_DRIFT})"
-    return Check("known picture", drift <= MAX_DRIFT, detail)
+    ok = drift <= MAX_DRIFT  # not so where a value is NaN
+    detail = (
+        f"{len(expected)} words of a known conversation drift by {drift:.4f} nats on average "
+        f"(limit {MAX_DRIFT})"
+    )
+    return Check("known picture", ok, detail if ok else f"{detail}; export again")

@@ -1,4 +1,4 @@
-"""The canonical tensors of a Pixtral: names, shapes, Mistral's names for them, and the order of rotary rows.
+"""The canonical tensors of a Pixtral: Mistral's names for them, and the order of rotary rows.
 
 Canonical names are those of the Hugging Face hub's LlavaForConditionalGeneration checkpoints; query and key
 rows are ordered for half-split rotary pairs, where Mistral's are ordered for interleaved ones.
@@ -9,6 +9,9 @@ import re
 import torch
 
 from pixedge.config import ModelConfig
+from pixedge.tensor_shapes import expected_shapes
+
+__all__ = ["expected_shapes", "rotary_heads", "to_half_split", "to_interleaved", "to_mistral_name"]
 
 # Canonical to Mistral: applied in turn, each to the whole name.
 _TO_MISTRAL = tuple(
@@ -28,48 +31,6 @@ _TO_MISTRAL = tuple(
         (r"\.post_attention_layernorm\.", ".ffn_norm."),
     )
 )
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Give every canonical tensor's shape, in the canonical order: decoder, vision tower, projector."""
-    text, eye = config.decoder, config.vision
-    query, key = text.n_heads * text.head_dim, text.n_kv_heads * text.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "language_model.model.embed_tokens.weight": (text.vocab_size, text.dim)
-    }
-    for index in range(text.n_layers):
-        layer = f"language_model.model.layers.{index}"
-        shapes |= {
-            f"{layer}.self_attn.q_proj.weight": (query, text.dim),
-            f"{layer}.self_attn.k_proj.weight": (key, text.dim),
-            f"{layer}.self_attn.v_proj.weight": (key, text.dim),
-            f"{layer}.self_attn.o_proj.weight": (text.dim, query),
-            f"{layer}.mlp.gate_proj.weight": (text.ffn_dim, text.dim),
-            f"{layer}.mlp.up_proj.weight": (text.ffn_dim, text.dim),
-            f"{layer}.mlp.down_proj.weight": (text.dim, text.ffn_dim),
-            f"{layer}.input_layernorm.weight": (text.dim,),
-            f"{layer}.post_attention_layernorm.weight": (text.dim,),
-        }
-    shapes["language_model.model.norm.weight"] = (text.dim,)
-    shapes["language_model.lm_head.weight"] = (text.vocab_size, text.dim)
-    shapes["vision_tower.patch_conv.weight"] = (eye.dim, eye.n_channels, eye.patch_size, eye.patch_size)
-    shapes["vision_tower.ln_pre.weight"] = (eye.dim,)
-    for index in range(eye.n_layers):
-        layer = f"vision_tower.transformer.layers.{index}"
-        shapes |= {f"{layer}.attention.{part}_proj.weight": (eye.dim, eye.dim) for part in "qkvo"}
-        shapes |= {
-            f"{layer}.feed_forward.gate_proj.weight": (eye.ffn_dim, eye.dim),
-            f"{layer}.feed_forward.up_proj.weight": (eye.ffn_dim, eye.dim),
-            f"{layer}.feed_forward.down_proj.weight": (eye.dim, eye.ffn_dim),
-            f"{layer}.attention_norm.weight": (eye.dim,),
-            f"{layer}.ffn_norm.weight": (eye.dim,),
-        }
-    return shapes | {
-        "multi_modal_projector.linear_1.weight": (text.dim, eye.dim),
-        "multi_modal_projector.linear_1.bias": (text.dim,),
-        "multi_modal_projector.linear_2.weight": (text.dim, text.dim),
-        "multi_modal_projector.linear_2.bias": (text.dim,),
-    }
 
 
 def to_mistral_name(name: str) -> str:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
 from pixedge.errors import CheckpointError
@@ -29,6 +28,7 @@ from pixedge_export.canonical import (
     to_mistral_name,
 )
 from pixedge_export.safetensors_header import StoredTensor, read_header
+from pixedge_export.safetensors_writer import save_tensors
 
 __all__ = ["Checkpoint", "Layout", "expected_shapes", "open_checkpoint", "save_checkpoint", "to_mistral_name"]
 
@@ -174,7 +174,7 @@ def save_checkpoint(
             stored = to_mistral_name(name) if layout == "mistral" else name
             shard[stored] = (tensor if heads is None else to_interleaved(tensor, heads)).contiguous()
             weight_map[stored] = f"{stem}{part}.safetensors"
-        save_file(shard, folder / f"{stem}{part}.safetensors", metadata={"format": "pt"})
+        save_tensors(folder / f"{stem}{part}.safetensors", shard)
     if len(shards) > 1:
         total = sum(tensors[name].nbytes for name in shapes)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

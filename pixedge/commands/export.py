@@ -4,12 +4,12 @@ import json
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pixedge.commands import option_values
-from pixedge.errors import CheckpointError, ExportError, UsageError
+from pixedge.errors import CheckpointError, ExportError
 from pixedge.last_export import write_last_export
 from pixedge.terminal import note, progress, size, table
 
@@ -39,7 +39,11 @@ Examples:
 )
 @click.option("--calibration", metavar="DIR", type=_FOLDER, help="Your samples [a small built-in mix].")
 @click.option(
-    "--samples", metavar="N", type=int, callback=option_values.count, help="Size of the built-in mix [96]."
+    "--samples",
+    metavar="N",
+    type=int,
+    callback=option_values.count,
+    help="Most samples to use [128 of the mix, all of DIR].",
 )
 @click.option(
     "--group-size",
@@ -75,20 +79,15 @@ def export(
 ) -> None:
     """Export the checkpoint folder SOURCE, in Mistral's or Hugging Face's layout, to a folder that runs."""
     start = time.monotonic()
-    if calibration is not None and samples is not None:
-        raise UsageError(
-            "--samples sizes the built-in mix, which --calibration replaces; leave one of them out"
-        )
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; give the folder of a checkpoint")
     _check_extra()
-    from pixedge_export.layers import Recipe
+    from pixedge_export.pipeline import Recipe
     from pixedge_export.pipeline import export as run_export
 
     if out is None:
         whole = source.resolve()
         out = whole.with_name(f"{whole.name}-pixedge-4bit")
-    given: dict[str, Any] = {} if samples is None else {"samples": samples}
     if calibration is None and method == "gptq" and not quiet:
         note(
             "calibrating on a small built-in mix; pictures and texts like yours do better: --calibration DIR"
@@ -103,11 +102,11 @@ def export(
             out,
             Recipe(method=method, group_size=group_size),  # type: ignore[arg-type]  # one of the choices
             calibration=calibration,
+            samples=samples,
             device=device,
             threads=threads,
             force=force,
             report=show,
-            **given,
         )
     try:
         write_last_export(folder)
