@@ -113,8 +113,8 @@ class Decoder(nn.Module):
         self.config = config
         # Zeros until a checkpoint fills them: Embedding's own random draw, on the meta device, would import
         # torch's compiler, which takes most of a second of every load.
-        self.embed_tokens = nn.Embedding.from_pretrained(
-            torch.zeros(config.vocab_size, config.dim), freeze=False
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.dim, _weight=torch.zeros(config.vocab_size, config.dim)
         )
         self.layers = nn.ModuleList(DecoderLayer(config, linear) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)

@@ -53,12 +53,12 @@ class Engine:
         context = self.config.decoder.context
         if prompt_tokens >= context:
             raise CapacityError(
-                f"the prompt has {prompt_tokens:,} tokens and the model's context holds {context:,}, one of them "
-                "for the answer; ask with fewer or smaller pictures (--max-image-size) or less text"
+                f"the prompt has {prompt_tokens:,} tokens and the model's context holds {context:,}, one of "
+                "them for the answer; ask with fewer or smaller pictures (--max-image-size) or less text"
             )
 
     def embed(self, prompt: Prompt, watch: Stopwatch) -> Tensor:
-        """Return the prompt's embeddings [tokens, dim]: a row of the table for text, the encoder's for [IMG]."""
+        """Return the prompt's embeddings [tokens, dim]: the encoder's for [IMG], rows of the table else."""
         ids = torch.tensor(prompt.ids, device=self.device)
         x: Tensor = self.decoder.embed_tokens(ids).to(self.dtype)
         if prompt.images:
@@ -110,7 +110,10 @@ class Engine:
         return torch.cat(scores).cpu()
 
     def generate(self, prompt: Prompt, sampler: Sampler, watch: Stopwatch) -> Iterator[SampledToken]:
-        """Yield the answer's tokens, the stop id included, at most ``max_tokens`` or what the context holds."""
+        """Yield the answer's tokens with the stop id, at most ``max_tokens`` or what the context holds.
+
+        Each token is computed when it is asked for. Raises CapacityError for a prompt without room behind it.
+        """
         self.check_fits(len(prompt.ids))
         room = min(sampler.params.max_tokens, self.config.decoder.context - len(prompt.ids))
         # the last token is never fed back, so it needs no place

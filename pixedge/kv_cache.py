@@ -39,7 +39,7 @@ class KVCache:
         keys, values = self.keys[layer, :, :end], self.values[layer, :, :end]  # [kv_heads, end, head_dim]
         groups = heads // keys.shape[0]
         if tokens == 1:
-            # The queries that share a key stand in as one sequence of `groups` queries: the cache is read once.
+            # The queries that share a key stand in as a sequence of `groups` queries: the cache is read once.
             out = functional.scaled_dot_product_attention(
                 q.view(-1, groups, head_dim)[None], keys[None], values[None]
             )

@@ -63,8 +63,7 @@ class Answer:
 class Stream:
     """An answer in the making: iterate for its text in whole characters; ``answer`` then holds all of it.
 
-    Tokens are computed as pieces are asked for, so a stream that nobody reads does nothing; ``close`` ends
-    one early and frees its cache.
+    Tokens are computed as pieces are asked for. A stream that is dropped or closed early frees its cache.
     """
 
     def __init__(
@@ -76,17 +75,8 @@ class Stream:
         image_decode: float = 0.0,
     ) -> None:
         """Prepare the answer to a prompt that took ``image_decode`` seconds to build."""
-        self._engine = engine
-        self._prompt = prompt
-        self._sampler = Sampler(params, prompt.ids)
-        self._text, self._stops = TextStream(tokenizer), StopStrings(params.stop)
-        self._watch = Stopwatch()
-        self._image_decode, self._first, self._later = image_decode, 0.0, 0.0
-        self._tokens: list[SampledToken] = []
-        self._said: list[str] = []
-        self._finish_reason: FinishReason = "length"
-        self._done = False
-        self._pieces = self._run()
+        self._draft = _Draft(engine, tokenizer, prompt, params, image_decode)
+        self._pieces = self._draft.pieces()
 
     def __iter__(self) -> Iterator[str]:
         """Give the pieces of text."""
@@ -95,44 +85,75 @@ class Stream:
     def close(self) -> None:
         """End the answer here; ``answer`` holds what was said so far."""
         self._pieces.close()
-        if not self._done:
-            self._finish_reason, self._done = "stop", True
+        if not self._draft.complete:
+            self._draft.finish_reason, self._draft.complete = "stop", True
 
     @property
     def answer(self) -> Answer:
         """The complete answer, once the pieces are exhausted or the stream is closed."""
-        assert self._done, "read the stream to its end first, or close it"
+        assert self._draft.complete, "read the stream to its end first, or close it"
+        return self._draft.answer()
+
+
+class _Draft:
+    """What a stream knows about its answer; apart from it, so that a dropped stream is no reference cycle."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        params: SamplingParams,
+        image_decode: float,
+    ) -> None:
+        self.finish_reason: FinishReason = "length"
+        self.complete = False
+        self._engine = engine
+        self._prompt = prompt
+        self._sampler = Sampler(params, prompt.ids)
+        self._text = TextStream(tokenizer)
+        self._stops = StopStrings(params.stop)
+        self._tokens: list[SampledToken] = []
+        self._said: list[str] = []
+        self._watch = Stopwatch()
+        self._image_decode = image_decode
+        self._first_token = 0.0
+        self._decode = 0.0
+
+    def pieces(self) -> Generator[str, None, None]:
+        """Compute the answer, one token at a time."""
+        for token in self._clocked(self._engine.generate(self._prompt, self._sampler, self._watch)):
+            self._tokens.append(token)
+            ended = token.id in self._engine.stop_ids
+            yield from self._say(self._stops.push(self._text.flush() if ended else self._text.push(token.id)))
+            if ended or self._stops.matched is not None:
+                self.finish_reason = "stop"
+                break
+        # what was held back is part of the answer unless it completes a stop string after all
+        rest = self._stops.push(self._text.flush()) + self._stops.flush()
+        if self._stops.matched is not None:
+            self.finish_reason = "stop"
+        yield from self._say(rest)
+        self.complete = True
+
+    def answer(self) -> Answer:
+        """Sum up what has been said."""
         return Answer(
             text="".join(self._said),
-            finish_reason=self._finish_reason,
+            finish_reason=self.finish_reason,
             prompt_tokens=len(self._prompt.ids),
             image_tokens=self._prompt.n_image_tokens,
             completion_tokens=len(self._tokens),
             tokens=tuple(self._tokens),
             seed=self._sampler.seed,
             timings=Timings(
-                self._image_decode,
-                self._watch.encode,
-                self._watch.prefill,
-                self._image_decode + self._first,
-                self._later,
+                image_decode=self._image_decode,
+                encode=self._watch.encode,
+                prefill=self._watch.prefill,
+                first_token=self._image_decode + self._first_token,
+                decode=self._decode,
             ),
         )
-
-    def _run(self) -> Generator[str, None, None]:
-        for token in self._clocked(self._engine.generate(self._prompt, self._sampler, self._watch)):
-            self._tokens.append(token)
-            ended = token.id in self._engine.stop_ids
-            yield from self._say(self._stops.push(self._text.flush() if ended else self._text.push(token.id)))
-            if ended or self._stops.matched is not None:
-                self._finish_reason = "stop"
-                break
-        # what was held back is part of the answer unless it completes a stop string after all
-        rest = self._stops.push(self._text.flush()) + self._stops.flush()
-        if self._stops.matched is not None:
-            self._finish_reason = "stop"
-        yield from self._say(rest)
-        self._done = True
 
     def _clocked(self, tokens: Iterator[SampledToken]) -> Iterator[SampledToken]:
         """Pass tokens on and time how long each takes to come, not how long the reader takes to ask."""
@@ -143,9 +164,9 @@ class Stream:
             if token is None:
                 return
             if self._tokens:
-                self._later += seconds
+                self._decode += seconds
             else:
-                self._first = seconds
+                self._first_token = seconds
             yield token
 
     def _say(self, piece: str) -> Iterator[str]:

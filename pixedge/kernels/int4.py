@@ -31,7 +31,7 @@ class Reference:
     def repack(
         self, quantized: QuantizedWeight, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Return two inputs a byte, uint8 [out, in / 2] (even input in the low nibble), and scales [out, groups]."""
+        """Return uint8 [out, in / 2], each even input in a byte's low nibble, and scales [out, groups]."""
         pairs = quantized.q.to(device)
         return pairs[:, 0::2] | (pairs[:, 1::2] << 4), quantized.scales.to(device, dtype)
 

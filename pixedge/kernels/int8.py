@@ -12,7 +12,10 @@ class Int8Kernel(Protocol):
     """A product that reads signed bytes."""
 
     def matmul(self, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-        """Map x [tokens, in] to [tokens, out] in x's dtype; weight is int8 [out, in], scales bfloat16 [out]."""
+        """Map x [tokens, in] to [tokens, out] in x's dtype.
+
+        weight is int8 [out, in], scales bfloat16 [out].
+        """
         ...
 
 
@@ -50,7 +53,7 @@ class Reference:
         parts = [
             functional.linear(x, (rows * scale[:, None].float()).to(x.dtype))
             for rows, scale in zip(
-                weight.split(self.rows_at_once), scales.split(self.rows_at_once), strict=True
+                torch.split(weight, self.rows_at_once), torch.split(scales, self.rows_at_once), strict=True
             )
         ]
         return torch.cat(parts, dim=-1)

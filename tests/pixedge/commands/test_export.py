@@ -109,25 +109,26 @@ def test_every_option_arrives(run_export, source, tmp_path):
     out = tmp_path / "out"
     result = run_export(
         *("--out", out, "--method", "rtn", "--calibration", samples, "--group-size", "64"),
-        *("--device", "cpu", "--threads", "2", "--force"),
+        *("--samples", "9", "--device", "cpu", "--threads", "2", "--force"),
     )
     assert result.exit_code == 0, result.output
     ((found_source, found_out, recipe, options),) = run_export.calls
     assert (found_source, found_out, recipe.method, recipe.group_size) == (source, out, "rtn", 64)
-    assert options == {"calibration": samples, "device": "cpu", "threads": 2, "force": True}
+    expected = {"calibration": samples, "samples": 9, "device": "cpu", "threads": 2, "force": True}
+    assert options == expected
 
 
 def test_defaults(run_export):
-    run_export("--samples", "12")
+    run_export()
     _, _, recipe, options = run_export.calls[0]
     assert recipe == type(recipe)()
-    expected = {"calibration": None, "device": "auto", "threads": None, "force": False, "samples": 12}
+    expected = {"calibration": None, "samples": None, "device": "auto", "threads": None, "force": False}
     assert options == expected
 
 
 def test_the_help_names_the_size_of_the_built_in_mix():
     samples = next(option for option in export_command.export.params if option.name == "samples")
-    assert f"[{pipeline.DEFAULT_SAMPLES}]" in samples.help
+    assert f"[{pipeline.DEFAULT_SAMPLES} of the mix" in samples.help
 
 
 def test_a_source_named_by_a_dot_still_has_a_name(run_export, source, monkeypatch, tmp_path):
@@ -140,12 +141,6 @@ def test_a_missing_source_is_a_sentence(tmp_path):
     result = CliRunner().invoke(main, ["export", str(tmp_path / "none")])
     assert result.exit_code == 1
     assert result.stderr == f"pixedge: {tmp_path / 'none'} is not a folder; give the folder of a checkpoint\n"
-
-
-def test_samples_and_calibration_exclude_each_other(run_export, tmp_path):
-    result = run_export("--samples", "3", "--calibration", tmp_path)
-    assert result.exit_code == 2 and run_export.calls == []
-    assert "leave one of them out" in result.stderr
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "pixedge_export"])

@@ -1,0 +1,162 @@
+"""pixedge verify: passes on what was exported, and says what is wrong with anything else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixedge.artifact import INDEX, MANIFEST
+from pixedge.errors import ArtifactError
+from pixedge.verify import Check, verify_artifact
+from tests.small_exports import alter_json, alter_shard, hash_again, small_export
+
+PREFIX = "language_model.model.layers.0."
+SCALES = f"{PREFIX}mlp.gate_proj.scales"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_export(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "copy")
+
+
+def verify(folder: Path) -> list[Check]:
+    return verify_artifact(folder, device="cpu", threads=1)
+
+
+def failure(folder: Path) -> Check:
+    """Verify a folder whose last check must fail and whose others must not."""
+    *passed, failed = verify(folder)
+    assert all(check.ok for check in passed) and not failed.ok
+    return failed
+
+
+def test_what_was_exported_passes(original: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    checks = verify_artifact(original, lambda *step: steps.append(step), device="cpu")
+    assert [(check.name, check.ok) for check in checks] == [
+        ("files", True),
+        ("tensors", True),
+        ("known picture", True),
+    ]
+    assert checks[1].detail == "87 tensors, 2 layers, all names and shapes as the config says"
+    phases = list(dict.fromkeys(phase for phase, _, _ in steps))
+    assert phases == ["hash", "weights", "vision"]
+    done, total = max((done, total) for phase, done, total in steps if phase == "hash")
+    assert done == total > 1_000_000
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00003-of-00003.safetensors", "tokenizer.json", "vision_encoder.onnx"]
+)
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_flipped_bit(folder: Path, name: str, place: int) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[place] ^= 1
+    (folder / name).write_bytes(data)
+    checks = verify(folder)
+    assert checks == [
+        Check("files", False, f"changed since the export: {name}; copy them again or export again")
+    ]
+
+
+def test_what_is_not_complete_is_not_checked(folder: Path) -> None:
+    (folder / "tekken.json").unlink()
+    with pytest.raises(ArtifactError, match=r"tekken\.json is missing, expected .* bytes"):
+        verify(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        verify(folder)
+
+
+def test_a_newer_format(folder: Path) -> None:
+    alter_json(folder / MANIFEST, lambda data: data.update(format_version=2))
+    with pytest.raises(
+        ArtifactError, match="format version 2 and this pixedge reads 1; export again, or inst"
+    ):
+        verify(folder)
+
+
+def test_a_dropped_tensor_with_new_hashes(folder: Path) -> None:
+    alter_shard(folder, SCALES, lambda tensors: tensors.pop(SCALES))
+    alter_json(folder / INDEX, lambda data: data["weight_map"].pop(SCALES))
+    hash_again(folder)
+    assert failure(folder) == Check("tensors", False, f"{folder} lacks {SCALES}; export again")
+
+
+def test_a_misshapen_tensor_with_new_hashes(folder: Path) -> None:
+    name = "vision_tower.ln_pre.weight"
+    alter_shard(folder, name, lambda tensors: tensors.update({name: tensors[name][:-1]}))
+    hash_again(folder)
+    found = failure(folder)
+    assert found.name == "tensors" and f"{name} is [31], expected [32]; export again" in found.detail
+
+
+def altered(folder: Path, name: str, factor: float) -> Check:
+    """Multiply a tensor and verify, with the hashes made right again."""
+
+    def multiply(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = (tensors[name].float() * factor).to(tensors[name].dtype)
+
+    alter_shard(folder, name, multiply)
+    hash_again(folder)
+    return verify(folder)[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        (SCALES, 2.0),
+        (f"{PREFIX}self_attn.o_proj.scales", 2.0),
+        ("language_model.lm_head.weight", 1.5),
+        ("language_model.model.norm.weight", -1.0),
+        ("vision_tower.patch_conv.weight", -1.0),
+        ("multi_modal_projector.linear_2.weight", 2.0),
+    ],
+)
+def test_altered_weights_with_new_hashes(folder: Path, name: str, factor: float) -> None:
+    """Every name and shape is right, so only the known picture can tell: decoder and encoder both."""
+    found = altered(folder, name, factor)
+    assert (found.name, found.ok) == ("known picture", False), found
+    assert "nats on average (limit 0.1); export again" in found.detail
+
+
+def test_weights_that_give_nan_fail(folder: Path) -> None:
+    found = altered(folder, "language_model.model.norm.weight", float("nan"))
+    assert (found.name, found.ok) == ("known picture", False)
+    assert "drift by nan nats" in found.detail
+
+
+def test_swapped_layers_drift(folder: Path) -> None:
+    def swap(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(PREFIX)]:
+            other = name.replace("layers.0.", "layers.1.")
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+
+    alter_shard(folder, SCALES, swap)
+    hash_again(folder)
+    assert failure(folder).name == "known picture"
+
+
+@pytest.mark.parametrize(
+    "known",
+    [None, {}, {"messages": [], "logprobs": [-1.0]}, {"messages": 3, "logprobs": []}, {"logprobs": "x"}],
+)
+def test_a_manifest_without_a_known_picture(folder: Path, known: object) -> None:
+    alter_json(folder / MANIFEST, lambda data: data.update(known_picture=known))
+    found = failure(folder)
+    assert found.name == "known picture"
+    assert found.detail.startswith("pixedge.json does not hold a known conversation (")
+
+
+def test_float32_and_bfloat16_agree_on_the_known_picture(original: Path) -> None:
+    """The export scores in float32, the runtime in bfloat16: what that costs must stay far below the limit."""
+    drift = float(verify(original)[-1].detail.partition("drift by ")[2].split()[0])
+    assert 0 < drift < 0.03
+    assert torch.tensor(drift).isfinite()
