@@ -47,10 +47,10 @@ __all__ = [
 MIN_SIDE, MAX_SIDE = 64, 224
 
 # Share of each kind of scene, and the tasks that it serves with their weights.
-MIX: dict[str, float] = {"shapes": 0.38, "text": 0.34, "chart": 0.14, "two": 0.14}
+MIX: dict[str, float] = {"shapes": 0.40, "text": 0.36, "chart": 0.08, "two": 0.16}
 SERVES: dict[str, dict[Task, float]] = {
-    "shapes": {"colour": 1.0, "shape": 1.0, "count": 1.6, "position": 1.6, "json": 0.8, "follow_up": 0.9},
-    "text": {"word": 1.2, "number": 1.0, "follow_up": 0.4},
+    "shapes": {"colour": 0.6, "shape": 0.6, "count": 2.4, "position": 2.8, "json": 0.5, "follow_up": 1.2},
+    "text": {"word": 1.6, "number": 0.8, "follow_up": 0.4},
     "chart": {"highest_bar": 0.8, "bar_value": 2.5, "follow_up": 0.7},
     "two": {"two_pictures": 3.0, "follow_up": 0.6},
 }

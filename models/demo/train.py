@@ -226,10 +226,11 @@ def optimizers(model: DemoPixtral) -> list[torch.optim.Optimizer]:
     ]
 
 
-def learning_rate(step: int, steps: int, vision_steps: int, peak: float) -> float:
-    """Rise over 100 steps of either phase, stay, then fall linearly over the last 40 %."""
+def learning_rate(step: int, steps: int, vision_steps: int, peak: float, decay: float) -> float:
+    """Rise over 100 steps of either phase, stay, then fall linearly over the last share ``decay``."""
     since = step if step < vision_steps else step - vision_steps
-    return peak * min(1.0, (since + 1) / 100, max(0.01, (steps - step) / (0.4 * (steps - vision_steps))))
+    falling = (steps - step) / (decay * (steps - vision_steps))
+    return peak * min(1.0, (since + 1) / 100, max(0.01, falling))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -256,6 +257,9 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=1500, help="those that train the encoder alone")
     parser.add_argument("--examples", type=int, default=32, help="examples a step, 5 questions each")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--decay", type=float, default=0.6, help="share of the later steps over which the rate falls"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
@@ -290,7 +294,7 @@ def main() -> None:
     start = time.perf_counter()
     for step, cpu_batch in enumerate(loader, first):
         batch = to_device(cpu_batch, device)
-        rate = learning_rate(step, args.steps, args.vision_steps, args.lr)
+        rate = learning_rate(step, args.steps, args.vision_steps, args.lr, args.decay)
         seeing = step < args.vision_steps
         loss = torch.zeros((), device=device)
         with torch.autocast(device.type, torch.bfloat16):
