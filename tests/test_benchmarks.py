@@ -1,0 +1,43 @@
+"""The benchmarks run, in a size that takes seconds, and end with a line of JSON whose figures make sense."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from exported_demo import ROOT, environment, exported_demo
+
+
+def last_line(base, script, *arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(base), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    table, _, line = done.stdout.rstrip("\n").rpartition("\n")
+    assert table.count("\n") >= 4
+    return json.loads(line)
+
+
+def test_decoder(tmp_path):
+    size = ["--layers", 1, "--prompt", 40, "--context", 24, "--vision-layers", 1, "--sides", 32, 64]
+    found = last_line(tmp_path, "decoder.py", "--tiny", "--repeats", 2, *size)
+    assert found["shape"] == "tiny" and found["layers"] == 1
+    seconds = found["seconds"]
+    # 4 layers in the tiny shape, one of them made
+    assert abs(found["token_seconds"] - 4 * seconds["token_layers"] - seconds["head"]) < 1e-5
+    assert abs(found["prefill_seconds"] - 4 * seconds["prompt_layers"] - seconds["head"]) < 1e-5
+    assert found["picture_seconds"].keys() == {"32", "64"}
+
+
+def test_answers(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    found = last_line(base, "answers.py", "--model", exported_demo(base), "--repeats", 1, "--max-tokens", 4)
+    assert len(found["conversations"]) == 15
+    for row in found["conversations"]:
+        seconds = row["seconds"]
+        # the first token waits for everything before it
+        assert seconds["first_token"] >= seconds["image_decode"] + seconds["encode"] + seconds["prefill"]
+        assert row["prompt_tokens"] > row["image_tokens"] > 0 and row["completion_tokens"] == 4
