@@ -124,9 +124,8 @@ class _Draft:
         """Compute the answer, one token at a time."""
         for token in self._clocked(self._engine.generate(self._prompt, self._sampler, self._watch)):
             self._tokens.append(token)
-            ended = token.id in self._engine.stop_ids
-            yield from self._say(self._stops.push(self._text.flush() if ended else self._text.push(token.id)))
-            if ended or self._stops.matched is not None:
+            yield from self._say(self._stops.push(self._text.push(token.id)))
+            if token.id in self._engine.stop_ids or self._stops.matched is not None:
                 self.finish_reason = "stop"
                 break
         # what was held back is part of the answer unless it completes a stop string after all

@@ -3,11 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from exported_demo import ROOT, environment, exported_demo
+from tests.exported_demo import ROOT, environment, exported_demo
 
 
 def last_line(base, script, *arguments):

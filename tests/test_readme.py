@@ -15,14 +15,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "demo"))
-
-from exported_demo import PICTURES, ROOT, environment, exported_demo
 
 import pixedge
 import pixedge.model
 from pixedge.cli import main
+from tests.exported_demo import PICTURES, ROOT, environment, exported_demo
 from turns import Turn, is_right
 
 README = ROOT / "README.md"

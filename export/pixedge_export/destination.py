@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pixedge.artifact import MANIFEST
 from pixedge.errors import CapacityError, ExportError
+from pixedge.terminal import size
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -78,8 +79,8 @@ def _check_room(partial: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(partial).free
     if free < n_bytes:
         raise CapacityError(
-            f"the export takes about {n_bytes / 1e9:.1f} GB and the disk of {partial.parent} has "
-            f"{free / 1e9:.1f} GB free; free some space, or choose another --out"
+            f"the export takes about {size(n_bytes)} and the disk of {partial.parent} has {size(free)} free; "
+            "free some space, or choose another --out"
         )
 
 

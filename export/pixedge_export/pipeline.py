@@ -58,7 +58,7 @@ __all__ = ["DEFAULT_SAMPLES", "MAX_SAMPLE_TOKENS", "Event", "Recipe", "Reporter"
 
 DEFAULT_SAMPLES = 128
 MAX_SAMPLE_TOKENS = 4096
-"""Where a sample's text is cut. Pictures are never cut, and the built-in mix has up to 3,157 tokens in one."""
+"""Where a sample's text is cut. Pictures are not, and the built-in mix has up to 3,157 tokens in one."""
 
 BUILT_IN = "a small built-in mix; real data, close to what will be asked, does better"
 

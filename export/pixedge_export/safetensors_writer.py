@@ -36,7 +36,8 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def stream_tensors(file: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[Tensor]) -> None:
     """Write tensors in the order of ``specs``, each of which may be freed once the next is asked for.
 
-    Raises OSError when the file cannot be written.
+    A file of that name is replaced at the end, since the tensors may be mapped from it. Raises OSError when
+    the file cannot be written, and leaves nothing then.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -45,9 +46,14 @@ def stream_tensors(file: Path, specs: Mapping[str, TensorSpec], tensors: Iterabl
         header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for (name, spec), tensor in zip(specs.items(), tensors, strict=True):
-            found = TensorSpec(tensor.dtype, tuple(tensor.shape))
-            assert found == spec, f"{name} is {found}, announced as {spec}"
-            stream.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    beside = file.with_name(f"{file.name}.new")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            for (name, spec), tensor in zip(specs.items(), tensors, strict=True):
+                found = TensorSpec(tensor.dtype, tuple(tensor.shape))
+                assert found == spec, f"{name} is {found}, announced as {spec}"
+                stream.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ The generator knows all of it. A label array holds one class a patch, int64 [H /
 
 from dataclasses import dataclass, fields
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +24,7 @@ _MOST = 5  # things in a picture, letters in a row
 
 @dataclass(frozen=True)
 class PatchLabels:
-    """The classes of one picture's patches, int64 [H / 16, W / 16] each; [0, 0] where 16 divides no side.
+    """The classes of one picture's patches, int64 [H / 16, W / 16] each, rounded up.
 
     shape, colour, character index SHAPES, COLOUR_NAMES, CHARACTERS from 1. bar: a bar's value. place: a
     letter's number in its row, from 1. left, right, above, below: the only thing on that side of a thing, as
@@ -59,12 +60,11 @@ CLASSES: dict[str, int] = {
 
 def patch_labels(scene: Scene, cover: NDArray[np.uint8]) -> PatchLabels:
     """Label the patches of a drawn scene; cover [H, W] holds the number of the item at each pixel, or 0."""
-    height, width = cover.shape
-    if height % PATCH or width % PATCH:
-        empty = np.zeros((0, 0), np.int64)
-        return PatchLabels(**dict.fromkeys(KINDS, empty))
+    rows, columns = -(-cover.shape[0] // PATCH), -(-cover.shape[1] // PATCH)
+    # a picture that is no whole number of patches is stretched to one before it is encoded, and so is this
+    cover = cv2.resize(cover, (columns * PATCH, rows * PATCH), interpolation=cv2.INTER_NEAREST)
     items = _items(scene)
-    patches = cover.reshape(height // PATCH, PATCH, width // PATCH, PATCH)
+    patches = cover.reshape(rows, PATCH, columns, PATCH)
     counts = np.stack([(patches == item).sum((1, 3)) for item in range(1, len(items) + 1)])  # [items, h, w]
     best = np.where(counts.max(0) >= MIN_PIXELS, counts.argmax(0) + 1, 0)  # [h, w]
     table = np.zeros((len(items) + 1, len(KINDS)), np.int64)

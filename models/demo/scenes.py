@@ -47,9 +47,9 @@ __all__ = [
 MIN_SIDE, MAX_SIDE = 64, 224
 
 # Share of each kind of scene, and the tasks that it serves with their weights.
-MIX: dict[str, float] = {"shapes": 0.40, "text": 0.36, "chart": 0.08, "two": 0.16}
+MIX: dict[str, float] = {"shapes": 0.42, "text": 0.30, "chart": 0.06, "two": 0.22}
 SERVES: dict[str, dict[Task, float]] = {
-    "shapes": {"colour": 0.6, "shape": 0.6, "count": 2.4, "position": 2.8, "json": 0.5, "follow_up": 1.2},
+    "shapes": {"colour": 0.6, "shape": 0.6, "count": 3.2, "position": 2.8, "json": 0.5, "follow_up": 1.2},
     "text": {"word": 1.6, "number": 0.8, "follow_up": 0.4},
     "chart": {"highest_bar": 0.8, "bar_value": 2.5, "follow_up": 0.7},
     "two": {"two_pictures": 3.0, "follow_up": 0.6},

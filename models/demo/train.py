@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from labels import CLASSES
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.decoder import Decoder, WholeSequences
+from pixedge.image import to_pixels
 from pixedge_export.checkpoint import save_checkpoint
 from pixedge_export.encoder import VisionEncoder
 from scenes import TASKS, Task, make_example
@@ -36,21 +37,7 @@ IMG, IMG_BREAK, IMG_END = 10, 12, 13
 BOS, EOS, INST, INST_END = 1, 2, 3, 4
 # What the encoder is shown while it trains alone: letters, relations and counts take it longest.
 SEEING: tuple[tuple[Task, ...] | None, ...] = (("word", "number"), ("position",), ("count",), None)
-MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
-STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
-SIDES = {
-    64: 6,
-    80: 9,
-    96: 12,
-    112: 12,
-    128: 12,
-    144: 9,
-    160: 7,
-    176: 4,
-    192: 2,
-    208: 1,
-    224: 1,
-}  # pixels: weight
+SIDES = range(64, 225, 16)  # pixels
 
 CONFIG = ModelConfig(
     decoder=DecoderConfig(
@@ -118,14 +105,17 @@ class Steps(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed}/{step}")
-        width, height = rng.choices(list(SIDES), list(SIDES.values()), k=2)
+        width, height = rng.choices(SIDES, k=2)
         columns, rows = width // 16, height // 16
         picture_ids = ([IMG] * columns + [IMG_BREAK]) * (rows - 1) + [IMG] * columns + [IMG_END]
         sequences, pictures, labels, tasks = [], [], [], []
+        drawn = (width, height)
+        if rng.random() < 0.5:  # as the runtime does, stretch what is no whole number of patches
+            drawn = (max(64, width - rng.randint(0, 15)), max(64, height - rng.randint(0, 15)))
         seeing = step < self.vision_steps
         for place in range(2 * self.examples if seeing else self.examples):
             wanted = SEEING[place % len(SEEING)] if seeing else None
-            example = make_example(rng, (width, height), n_turns=1 if seeing else 5, tasks=wanted)
+            example = make_example(rng, drawn, n_turns=1 if seeing else 5, tasks=wanted)
             ids, turn_of = [BOS], [-1]
             for number, turn in enumerate(example.turns):
                 question = self.encode(turn.question)
@@ -138,7 +128,7 @@ class Steps(Dataset[Batch]):
                 turn_of += [-1] * len(question) + [len(tasks)] * len(answer)
                 tasks.append(turn.task)
             sequences.append((ids, turn_of))
-            pictures += [np.asarray(picture) for picture in example.pictures]
+            pictures += [to_pixels(picture, CONFIG.vision) for picture in example.pictures]
             labels += example.labels
         length = max(len(ids) for ids, _ in sequences)
         ids_array = np.full((len(sequences), length), EOS, np.int64)
@@ -146,14 +136,13 @@ class Steps(Dataset[Batch]):
         for row, (ids, turn_of) in enumerate(sequences):
             ids_array[row, : len(ids)] = ids
             turns_array[row, : len(ids)] = turn_of
-        pixels = (np.stack(pictures).astype(np.float32) / 255 - MEAN) / STD
         turns = torch.from_numpy(turns_array)
         return Batch(
             ids=torch.from_numpy(ids_array),
             answers=turns >= 0,
             turns=turns,
             tasks=tasks,
-            pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+            pixels=torch.from_numpy(np.stack(pictures)),
             labels={
                 name: torch.from_numpy(np.stack([getattr(label, name) for label in labels])).flatten(1)
                 for name in CLASSES

@@ -11,10 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "demo"))
-
-from exported_demo import DEMO, PICTURES, exported_demo, pixedge
 
 import evaluate
 import pixedge as package
@@ -24,6 +21,7 @@ from pixedge.kv_cache import KVCache
 from pixedge.sampling import SamplingParams
 from pixedge_export.dense import load_dense
 from scenes import TASKS
+from tests.exported_demo import DEMO, PICTURES, exported_demo, pixedge
 from turns import Turn, is_right
 
 CPU = torch.device("cpu")

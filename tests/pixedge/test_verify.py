@@ -156,7 +156,7 @@ def test_a_manifest_without_a_known_picture(folder: Path, known: object) -> None
 
 
 def test_float32_and_bfloat16_agree_on_the_known_picture(original: Path) -> None:
-    """The export scores in float32, the runtime in bfloat16: what that costs must stay far below the limit."""
+    """The export scores in float32, the runtime in bfloat16: what that costs is far below the limit."""
     drift = float(verify(original)[-1].detail.partition("drift by ")[2].split()[0])
     assert 0 < drift < 0.03
     assert torch.tensor(drift).isfinite()

@@ -151,9 +151,8 @@ def test_pixtrals_width(layout: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     with capsys.disabled():
         print(f"\nPixtral-12B's shape, 2 + 24 layers, {layout} layout:")
         for step, figures in found.items():
-            print(
-                f"  {step:8} {figures['seconds']:7.1f} s {figures['peak_rss'] / GIB:6.2f} GiB  {figures['result']}"
-            )
+            seconds, peak = figures["seconds"], figures["peak_rss"] / GIB
+            print(f"  {step:8} {seconds:7.1f} s {peak:6.2f} GiB  {figures['result']}")
     check(found, config)
     assert found["export"]["peak_rss"] < 20 * GIB
     assert found["ask"]["peak_rss"] < 12 * GIB

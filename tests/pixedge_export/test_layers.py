@@ -205,7 +205,7 @@ def test_errors_are_those_of_held_out_inputs(decoder: Decoder) -> None:
 def test_errors_are_measured_on_rows_from_all_samples(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 52 rows in samples of 21, 1 and 30, five are 0, 12, 25, 38 and 51: some of the first and the last."""
+    """Of 52 rows in samples of 21, 1 and 30, five are 0, 12, 25, 38 and 51: not the first five."""
     runner = LayerRunner(decoder.config, CPU, torch.float32)
     runner.load(layer_tensors(decoder, 0))
     samples = embed(decoder, HELD_OUT, 2)

@@ -18,6 +18,7 @@ from pixedge.errors import CapacityError, CheckpointError, ExportError, UsageErr
 from pixedge.kernels.int8 import quantize_rows
 from pixedge.packing import dequantize, unpack_gptq
 from pixedge.tensor_shapes import exported_shapes, is_quantized
+from pixedge.terminal import size
 from pixedge.tokenizer import Tokenizer
 from pixedge_export import pipeline, writer
 from pixedge_export import vision as vision_module
@@ -26,6 +27,7 @@ from pixedge_export.gptq import quantize_rtn
 from pixedge_export.known_picture import known_conversation
 from pixedge_export.pipeline import DEFAULT_SAMPLES, MAX_SAMPLE_TOKENS, Event, Recipe, export
 from pixedge_export.synthetic import PIXTRAL_12B, write_synthetic
+from pixedge_export.writer import estimate_bytes
 from tests.random_models import (
     CPU,
     Tensors,
@@ -292,7 +294,7 @@ def test_the_built_in_mix_has_as_many_samples_as_the_guide_says(monkeypatch: pyt
 
 
 def test_the_built_in_mix_fits_the_real_model() -> None:
-    """A picture cannot be cut, so the largest must fit whole: with a limit of 2,048 no default export began."""
+    """Pictures cannot be cut, so the largest must fit: with a limit of 2,048 no default export began."""
 
     def pixels(messages: list[dict]) -> int:
         parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
@@ -487,8 +489,8 @@ def test_a_disk_that_is_too_small(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=10**6))
     message = refusal(source, tmp_path / "out")
     assert message == (
-        f"the export takes about 0.0 GB and the disk of {tmp_path} has 0.0 GB free; free some space, or choose "
-        "another --out"
+        f"the export takes about {size(estimate_bytes(CONFIG, RECIPE))} and the disk of {tmp_path} has 1.0 "
+        "MB free; free some space, or choose another --out"
     )
 
 

@@ -60,10 +60,37 @@ def test_the_umask_decides_who_may_read(tmp_path: Path, umask: int, mode: int) -
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_disk_is_the_systems_own_error(tmp_path: Path) -> None:
-    (tmp_path / "a").symlink_to("/dev/full")
+    (tmp_path / "a.new").symlink_to("/dev/full")
     with pytest.raises(OSError) as raised:
         save_tensors(tmp_path / "a", TENSORS)
     assert raised.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_can_be_written_over_while_it_is_mapped(tmp_path: Path) -> None:
+    """Were it truncated first, reading its mapped tensors would end the process with a bus error."""
+    file = tmp_path / "a"
+    large = torch.arange(300_000, dtype=torch.int32)
+    save_tensors(file, {"x": large, "y": large + 1})
+    mapped = load_file(file)
+    save_tensors(file, {"y": mapped["y"], "z": mapped["x"]})
+    found = load_file(file)
+    assert torch.equal(found["z"], large) and torch.equal(found["y"], large + 1)
+    assert torch.equal(mapped["x"], large)
+
+
+def test_a_failure_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "a", {"x": torch.ones(2)})
+
+    def tensors() -> Iterator[torch.Tensor]:
+        yield torch.zeros(2)
+        raise KeyboardInterrupt
+
+    specs = dict.fromkeys(("x", "y"), TensorSpec(torch.float32, (2,)))
+    with pytest.raises(KeyboardInterrupt):
+        stream_tensors(tmp_path / "a", specs, tensors())
+    assert torch.equal(load_file(tmp_path / "a")["x"], torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_streaming_asks_for_one_tensor_at_a_time(tmp_path: Path) -> None:
@@ -72,7 +99,7 @@ def test_streaming_asks_for_one_tensor_at_a_time(tmp_path: Path) -> None:
 
     def tensors() -> Iterator[torch.Tensor]:
         for i in range(3):
-            sizes.append((tmp_path / "a").stat().st_size)
+            sizes.append((tmp_path / "a.new").stat().st_size)
             yield torch.full((1024, 1024), i, dtype=torch.bfloat16)
 
     stream_tensors(tmp_path / "a", specs, tensors())
@@ -86,5 +113,5 @@ def test_streaming_asks_for_one_tensor_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2, 3), torch.zeros(3, 2, dtype=torch.float16)])
 def test_another_tensor_than_announced_is_a_fault(tmp_path: Path, tensor: torch.Tensor) -> None:
-    with pytest.raises(AssertionError, match="x is .* announced as"):
+    with pytest.raises(AssertionError, match=r"x is .* announced as"):
         stream_tensors(tmp_path / "a", {"x": TensorSpec(torch.float32, (3, 2))}, [tensor])
