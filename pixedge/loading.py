@@ -53,6 +53,8 @@ def load(
     if progress:
         progress("vision", 0, 1)
     vision = VisionSession(artifact.folder, artifact.config, vision_place, threads)
+    if vision_place.type == "cuda":
+        vision.warm_up()  # takes all the memory that a picture will ever need, before anything is answered
     if progress:
         progress("vision", 1, 1)
     engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids)

@@ -425,6 +425,6 @@ def test_the_documented_error_is_what_is_said(tmp_path):
     [lines] = blocks("jsonl")
     (folder / "calibration.jsonl").write_text(lines, encoding="utf-8")
     Image.new("RGB", (96, 64), "white").save(folder / "pictures" / "receipt.jpg")
-    [shown] = [block.strip() for block in blocks("") if block.startswith("Error: ")]
+    [shown] = [block.strip() for block in blocks("") if block.startswith("pixedge: ")]
     said = error_of(folder).replace(f"{folder}/calibration", "my-samples/calibration")
-    assert f"Error: {said}" == shown.replace("/home/ada/my-samples", str(folder))
+    assert f"pixedge: {said}" == shown.replace("/home/ada/my-samples", str(folder))
