@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drawing import CHARACTERS, COLOUR_NAMES, PATCH, SHAPES, Scene, Thing
-from questions import neighbour
+from questions import counted, neighbour
 
 IGNORED = -100
 # A patch counts as covered when one item has at least this many of its 256 pixels.
@@ -29,7 +29,8 @@ class PatchLabels:
     shape, colour, character index SHAPES, COLOUR_NAMES, CHARACTERS from 1. bar: a bar's value. place: a
     letter's number in its row, from 1. left, right, above, below: the only thing on that side of a thing, as
     colour * 6 + shape + 1, or NOTHING. same_shape, same_colour, all_things: how many there are of a thing's
-    shape, of its colour, and in all.
+    shape, of its colour, and in all. counts [H / 16, W / 16, 14]: how many there are of each shape, then of
+    each colour, from 1 for none, on every patch that a thing covers.
     """
 
     shape: NDArray[np.int64]
@@ -44,9 +45,12 @@ class PatchLabels:
     same_shape: NDArray[np.int64]
     same_colour: NDArray[np.int64]
     all_things: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
 
-KINDS = tuple(field.name for field in fields(PatchLabels))
+COUNTED = (*(("shape", name) for name in SHAPES), *(("colour", name) for name in COLOUR_NAMES))
+KINDS = tuple(field.name for field in fields(PatchLabels) if field.name != "counts")
+# Classes of each label.
 CLASSES: dict[str, int] = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOUR_NAMES) + 1,
@@ -55,6 +59,7 @@ CLASSES: dict[str, int] = {
     "place": _MOST + 1,
     **dict.fromkeys(SIDES, NOTHING + 1),
     **dict.fromkeys(("same_shape", "same_colour", "all_things"), _MOST + 1),
+    "counts": _MOST + 2,
 }
 
 
@@ -71,7 +76,9 @@ def patch_labels(scene: Scene, cover: NDArray[np.uint8]) -> PatchLabels:
     for number, item in enumerate(items, 1):
         for kind, value in item.items():
             table[number, KINDS.index(kind)] = value
-    return PatchLabels(*(table[best, kind] for kind in range(len(KINDS))))
+    in_all = [1 + counted(scene.things, kind, name) for kind, name in COUNTED]
+    counts = np.where(table[best, KINDS.index("shape"), None] > 0, np.array(in_all), 0)
+    return PatchLabels(*(table[best, kind] for kind in range(len(KINDS))), counts=counts)
 
 
 def _items(scene: Scene) -> list[dict[str, int]]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from labels import CLASSES
+from labels import CLASSES, COUNTED
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.decoder import Decoder, WholeSequences
 from pixedge.image import to_pixels
@@ -78,7 +78,7 @@ class Batch:
     turns: Tensor  # int64 [examples, length]: number of the turn that an answer token belongs to, else -1
     tasks: list[str]  # task of each turn
     pixels: Tensor  # float32 [pictures, 3, H, W]
-    labels: dict[str, Tensor]  # int64 [pictures, patches]
+    labels: dict[str, Tensor]  # int64 [pictures, patches], counts: [pictures, patches * 14]
 
 
 class Steps(Dataset[Batch]):
@@ -158,7 +158,10 @@ class DemoPixtral(nn.Module):
         self.encoder = VisionEncoder(config)
         self.decoder = Decoder(config.decoder)
         self.patch_heads = nn.ModuleDict(
-            {name: nn.Linear(config.decoder.dim, classes) for name, classes in CLASSES.items()}
+            {
+                name: nn.Linear(config.decoder.dim, classes * (len(COUNTED) if name == "counts" else 1))
+                for name, classes in CLASSES.items()
+            }
         )
         depth = {"encoder": config.vision.n_layers, "decoder": config.decoder.n_layers}
         for name, parameter in self.named_parameters():
@@ -175,9 +178,11 @@ class DemoPixtral(nn.Module):
         losses = {}
         for name, head in self.patch_heads.items():
             labels = batch.labels[name].flatten()
-            loss = functional.cross_entropy(head(embeddings).flatten(0, 1).float(), labels, reduction="none")
+            logits = head(embeddings).reshape(-1, CLASSES[name]).float()
+            loss = functional.cross_entropy(logits, labels, reduction="none")
             weight = torch.where(labels > 0, 1.0, 0.25) * (labels >= 0)
             losses[name] = (loss * weight).sum() / weight.sum().clamp(min=1)
+        losses["counts"] = 4 * losses["counts"]  # it stands for 14 labels
         return losses
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -130,17 +130,16 @@ def test_least():
 
 
 def test_at_16_bits_it_is_as_good_as_the_card_says(rights_at_16_bits):
-    """On 1,100 fresh questions it is right on 100 % of colours and shapes, 87 % of counts and 89 % of all.
+    """On 1,100 fresh questions it is right on 99 % or more of colours, shapes and counts and 93 % of all.
 
-    The aim for counts is 95 %, which it misses. The stored set has 20 a task, so chance moves a share by
-    several points; `least` gives the fewest right answers that a model as good as its floor has in 99.8 % of
-    all question sets. A model below its floor by some points can still pass; what is told apart for certain
-    is a model that was damaged or does not see.
+    The stored set has 20 a task, so chance moves a share by several points; `least` gives the fewest right
+    answers that a model as good as its floor has in 99.8 % of all question sets. A model below its floor by
+    some points can still pass; what is told apart for certain is a model that was damaged or does not see.
     """
     tasks = [question.turn.task for question in QUESTIONS]
     assert [tasks.count(task) for task in TASKS] == [20] * len(TASKS)
     found = evaluate.shares([question.turn for question in QUESTIONS], rights_at_16_bits)
-    for task, floor in (("colour", 0.95), ("shape", 0.95), ("count", 0.85)):
+    for task, floor in (("colour", 0.95), ("shape", 0.95), ("count", 0.95)):
         assert round(20 * found[task]) >= least(20, floor), found
     assert sum(rights_at_16_bits) >= least(220, 0.85), found
 

@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "demo"))
 
 from drawing import CHARACTERS, COLOURS, FONTS, SHAPES, glyph
-from labels import NOTHING
+from labels import COUNTED, NOTHING
 from scenes import TASKS, Turn, held_out, is_right, make_example
 
 SIDE_WORDS = {"left": "left", "right": "right", "above": "above", "below": "below", "under": "below"}
@@ -212,10 +212,12 @@ def test_labels_name_what_is_drawn():
 def test_labels_tell_how_things_relate():
     """A thing's patches name its only neighbour on a side, or that there is none; ambiguity is ignored."""
     told = 0
+    assert len(COUNTED) == len(SHAPES) + len(COLOURS)
     for example in (
         make_example(random.Random(i), (128, 112), tasks=("position", "count")) for i in range(200)
     ):
         things, labels = example.scenes[0].things, example.labels[0]
+        assert not labels.counts[labels.shape == 0].any()
         for thing in things:
             patch = np.s_[int(thing.y) // 16, int(thing.x) // 16]
             if labels.shape[patch] != SHAPES.index(thing.shape) + 1:
@@ -223,6 +225,8 @@ def test_labels_tell_how_things_relate():
             assert labels.same_shape[patch] == sum(t.shape == thing.shape for t in things)
             assert labels.same_colour[patch] == sum(t.colour == thing.colour for t in things)
             assert labels.all_things[patch] == len(things)
+            counts = [1 + sum(getattr(t, kind) == name for t in things) for kind, name in COUNTED]
+            assert labels.counts[patch].tolist() == counts
             left = [t for t in things if t.x < thing.x - 12]
             near = [t for t in things if t is not thing and abs(t.x - thing.x) <= 12]
             if near or len(left) > 1:
