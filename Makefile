@@ -1,7 +1,8 @@
 # Everything runs in .venv, which `make install` makes; no other setup is needed.
 PYTHON ?= python3
 MODEL  ?= models/demo
-OUT    ?= $(patsubst %/,%,$(MODEL))-pixedge-4bit
+# a repository of the hub, which is pulled to models/NAME, is exported beside it
+OUT    ?= $(if $(wildcard $(MODEL)),$(patsubst %/,%,$(MODEL)),models/$(notdir $(MODEL)))-pixedge-4bit
 BIN    := .venv/bin
 
 # the demo brings calibration data of its own; for another model name yours with CALIBRATION=DIR
@@ -10,7 +11,7 @@ CALIBRATION ?= models/demo/calibration
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install run export check test test-slow bench profile clean
+.PHONY: help install run export check test test-slow bench profile interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +53,9 @@ bench: .venv/.developing ## time the encoder and the decoder in Pixtral-12B's sh
 profile: $(OUT)/pixedge.json ## time the demo's answers by stage
 	$(BIN)/python benchmarks/answers.py --model $(OUT)
 
+interop: $(OUT)/pixedge.json .venv/.developing ## ask vLLM, transformers and pixedge the same questions and compare
+	$(BIN)/python tests/interop/run.py $(OUT)
+
 clean: ## remove .venv, caches and the demo's export
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis models/demo-pixedge-4bit
+	rm -rf .venv .interop build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis models/demo-pixedge-4bit
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """An exported folder: opened by its manifest, loaded layer by layer, verified by its hashes.
 
 pixedge.json is written last and names every other file with its size and sha256, so a folder that has it is
-complete. Only export_report.json is left out: it holds how long the export took, and with it the same export
+complete. Only the two reports are left out: they hold how long the export took, and with them the same export
 would give another pixedge.json every time. Everything that the runtime must know stands in pixedge.json or in
 params.json; nothing is guessed from names.
 """
@@ -21,17 +21,26 @@ from pixedge.config import ModelConfig
 from pixedge.decoder import Decoder
 from pixedge.errors import ArtifactError
 from pixedge.linear import Int4Linear, Int8Linear
-from pixedge.packing import unpack_gptq
+from pixedge.packing import QuantizedWeight, unpack_gptq, unpack_imported_gptq
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
 
 MANIFEST = "pixedge.json"
 INDEX = "model.safetensors.index.json"
 REPORT = "export_report.json"
+REPORT_PAGE = "export_report.html"
+REPORTS = (REPORT, REPORT_PAGE)
 FORMAT_VERSION = 1
 PACKED = ("qweight", "qzeros", "scales", "g_idx")
+IMPORTED = "imported"
+"""The recipe's method where pixedge did not quantise: any zero points, groups of any inputs."""
+ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+"""What a checkpoint_format takes from a zero point to store it."""
 
 Progress = Callable[[int, int], None]
 """Called with units done and in all."""
+
+Unpack = Callable[[Mapping[str, Tensor], str], QuantizedWeight]
+"""Reads a 4-bit weight from its four tensors; the linear's name is for errors."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,9 @@ class FileEntry:
 class Artifact:
     """An exported folder whose files are all there and as long as the manifest says.
 
-    manifest: pixedge.json. weight_map: tensor name -> file name. group_size: inputs that share a scale.
+    manifest: pixedge.json. weight_map: tensor name -> file name. group_size: inputs that share a scale; -1,
+    in an imported folder only, for all inputs of a linear. zero_offset: what was taken from each zero point
+    to store it in an imported folder; None where pixedge made the weights.
     """
 
     folder: Path
@@ -54,6 +65,7 @@ class Artifact:
     manifest: Mapping[str, Any]
     files: Mapping[str, FileEntry]
     group_size: int
+    zero_offset: int | None
     weight_map: Mapping[str, str]
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
@@ -71,6 +83,12 @@ class Artifact:
             except (SafetensorError, OSError) as error:
                 raise _unreadable(self.folder / file, self.folder, error) from error
         return found
+
+    def unpack(self, tensors: Mapping[str, Tensor], name: str) -> QuantizedWeight:
+        """Read a 4-bit weight from its four tensors; ArtifactError names the linear where they are wrong."""
+        if self.zero_offset is None:
+            return unpack_gptq(tensors, self.group_size, name)
+        return unpack_imported_gptq(tensors, self.group_size, self.zero_offset, name)
 
 
 def open_artifact(folder: Path | str) -> Artifact:
@@ -95,9 +113,12 @@ def open_artifact(folder: Path | str) -> Artifact:
             name: FileEntry(int(entry["bytes"]), str(entry["sha256"]))
             for name, entry in manifest["files"].items()
         }
-        group_size = int(manifest["recipe"]["group_size"])
-        if group_size < 1:
+        recipe = manifest["recipe"]
+        group_size = int(recipe["group_size"])
+        imported = recipe.get("method") == IMPORTED
+        if group_size < 1 and not (imported and group_size == -1):
             raise ValueError(f"group_size is {group_size}")
+        zero_offset = ZERO_OFFSETS[recipe["checkpoint_format"]] if imported else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error!r}); export again") from error
     for name, entry in files.items():
@@ -117,7 +138,7 @@ def open_artifact(folder: Path | str) -> Artifact:
             f"{folder / INDEX} has {strange[0]} in {weight_map[strange[0]]!r:.80}, which {MANIFEST} does not "
             "list; export again"
         )
-    return Artifact(folder, ModelConfig.load(folder), manifest, files, group_size, weight_map)
+    return Artifact(folder, ModelConfig.load(folder), manifest, files, group_size, zero_offset, weight_map)
 
 
 def check_tensors(artifact: Artifact) -> None:
@@ -167,13 +188,36 @@ def load_decoder(
             progress(done, len(parts) + 1)
         tensors = artifact.tensors(DECODER + part)
         module = decoder.get_submodule(part.removesuffix("."))
-        _fill(module, tensors, DECODER + part, artifact.group_size, dtype, device)
+        fill(module, tensors, DECODER + part, artifact.unpack, dtype, device)
     if progress:
         progress(len(parts), len(parts) + 1)
     decoder.lm_head = Int8Linear(artifact.tensors(HEAD)[""], dtype, device)
     if progress:
         progress(len(parts) + 1, len(parts) + 1)
     return decoder.eval().requires_grad_(False)
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    unpack: Unpack,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Give a module on the meta device its tensors, by their names in it; linears become 4-bit ones.
+
+    name is the module's own, for the errors that ``unpack`` raises.
+    """
+    for path, child in list(module.named_modules()):
+        if isinstance(child, nn.Linear):
+            packed = {key: tensors[f"{path}.{key}"] for key in PACKED}
+            quantized = unpack(packed, f"{name}{path}")
+            module.set_submodule(path, Int4Linear(quantized, dtype, device))
+    for path, _ in list(module.named_parameters()):
+        owner, _, leaf = path.rpartition(".")
+        value = nn.Parameter(tensors[path].to(device, dtype), requires_grad=False)
+        setattr(module.get_submodule(owner), leaf, value)
 
 
 def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -201,26 +245,6 @@ def _check_tensor(
     allowed = ("BF16", "F16", "F32") if name.startswith("language_model.") else ("F16",)
     if dtype not in allowed:
         raise ArtifactError(f"{path}: {name} is {dtype}, expected {' or '.join(allowed)}; export again")
-
-
-def _fill(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    name: str,
-    group_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """Give a module on the meta device its tensors, by their names in it; linears become 4-bit ones."""
-    for path, child in list(module.named_modules()):
-        if isinstance(child, nn.Linear):
-            packed = {key: tensors[f"{path}.{key}"] for key in PACKED}
-            quantized = unpack_gptq(packed, group_size, f"{name}{path}")
-            module.set_submodule(path, Int4Linear(quantized, dtype, device))
-    for path, _ in list(module.named_parameters()):
-        owner, _, leaf = path.rpartition(".")
-        value = nn.Parameter(tensors[path].to(device, dtype), requires_grad=False)
-        setattr(module.get_submodule(owner), leaf, value)
 
 
 def _unreadable(path: Path, folder: Path, error: Exception) -> ArtifactError:

@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 import click
 
 from pixedge.commands.export import export
+from pixedge.commands.import_ import import_
+from pixedge.commands.pull import pull
+from pixedge.commands.report import report
 from pixedge.commands.run import run
 from pixedge.commands.verify import verify
 from pixedge.errors import PixedgeError
@@ -19,6 +22,7 @@ from pixedge.errors import PixedgeError
 _EPILOG = """\
 \b
 Examples:
+  pixedge pull mistralai/Pixtral-12B-2409              once
   pixedge export models/Pixtral-12B-2409               once
   pixedge run --image photo.jpg "What is this?"        as often as you like
 
@@ -136,3 +140,6 @@ def main() -> None:
 main.add_command(run)
 main.add_command(export)
 main.add_command(verify)
+main.add_command(report)
+main.add_command(pull)
+main.add_command(import_)

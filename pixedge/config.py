@@ -24,6 +24,8 @@ VISION_NORM_EPS = 1e-5
 # config.json names only the id of [IMG]; these are the ids of [IMG_BREAK] and [IMG_END] in Tekken.
 TEKKEN_IMAGE_BREAK_ID = 12
 TEKKEN_IMAGE_END_ID = 13
+# Of <s>, </s> and <pad>.
+TEKKEN_BOS_ID, TEKKEN_EOS_ID, TEKKEN_PAD_ID = 1, 2, 11
 
 # Keys of a transformers configuration that cannot change what the forward pass computes.
 # fmt: off
@@ -307,6 +309,10 @@ class ModelConfig:
         return {
             "architectures": ["LlavaForConditionalGeneration"],
             "model_type": "llava",
+            # transformers stops at no token that is not named here or in a file of its own.
+            "bos_token_id": TEKKEN_BOS_ID,
+            "eos_token_id": TEKKEN_EOS_ID,
+            "pad_token_id": TEKKEN_PAD_ID,
             "image_token_index": vision.image_token_id,
             "image_break_token_id": vision.image_break_token_id,
             "image_end_token_id": vision.image_end_token_id,

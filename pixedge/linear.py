@@ -15,10 +15,11 @@ from pixedge.packing import QuantizedWeight
 
 
 class Int4Linear(nn.Module):
-    """A weight [out, in] in 4-bit groups, symmetric around 8."""
+    """A weight [out, in] in 4-bit groups; where the groups are not runs of inputs, x is reordered first."""
 
     weight: Tensor
     scales: Tensor
+    order: Tensor | None
 
     def __init__(self, quantized: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> None:
         """Repack once for the kernel that serves activations of ``dtype`` on ``device``."""
@@ -28,10 +29,13 @@ class Int4Linear(nn.Module):
         weight, scales = self.kernel.repack(quantized, dtype, device)
         self.register_buffer("weight", weight)
         self.register_buffer("scales", scales)
+        self.register_buffer("order", None if quantized.order is None else quantized.order.to(device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [tokens, in] to [tokens, out]."""
         _check(x, self.in_features, self.dtype)
+        if self.order is not None:
+            x = x.index_select(-1, self.order)
         return self.kernel.matmul(x, self.weight, self.scales)
 
 

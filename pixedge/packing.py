@@ -6,10 +6,13 @@ The layout is AutoGPTQ's first one, which transformers, GPTQModel and vLLM read.
     qweight  int32   [in/8, out]      eight 4-bit values along `in`, the lowest input in the lowest bits
     qzeros   int32   [in/g, out/8]    eight zero points along `out`, each stored minus one
     scales   float16 [in/g, out]
-    g_idx    int32   [in]             the group of each input; here always i // g
+    g_idx    int32   [in]             the group of each input
 
-and stands for weight[o, i] = scales[g_idx[i], o] * (q[i, o] - zero). pixedge's weights are symmetric:
-every zero point is 8, so every stored one is 7.
+and stands for weight[o, i] = scales[g_idx[i], o] * (q[i, o] - zeros[g_idx[i], o]). What pixedge quantises
+is symmetric and in natural order: every zero point is 8, so every stored one is 7, and g_idx is i // g.
+Weights that other quantisers made may have any zero point, and with "activation order" a group may be any g
+of the inputs. Their tensors stay as they came, because that is the form in which other engines read them; the
+inputs are sorted by group while a weight is loaded.
 """
 
 from collections.abc import Mapping
@@ -28,14 +31,20 @@ NIBBLES = 32 // BITS
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A symmetric 4-bit weight: weight[o, i] = scales[o, i // group_size] * (q[o, i] - 8).
+    """A 4-bit weight whose groups lie side by side, in the notation of its columns j.
 
-    q: uint8 [out, in], values 0 to 15. scales: floating [out, in / group_size], finite and above 0.
+        weight[o, order[j]] = scales[o, j // group_size] * (q[o, j] - zeros[o, j // group_size])
+
+    q: uint8 [out, in], values 0 to 15. scales: floating [out, in / group_size], finite. zeros: uint8, shaped
+    like scales; None stands for 8 everywhere. order: int64 [in], the input that each column multiplies; None
+    stands for j.
     """
 
     q: Tensor
     scales: Tensor
     group_size: int
+    zeros: Tensor | None = None
+    order: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Assert that the parts fit each other."""
@@ -46,6 +55,13 @@ class QuantizedWeight:
         )
         expected = (self.out_features, self.in_features // self.group_size)
         assert tuple(self.scales.shape) == expected, f"scales {tuple(self.scales.shape)}, expected {expected}"
+        zeros, order = self.zeros, self.order
+        assert zeros is None or (zeros.dtype == torch.uint8 and tuple(zeros.shape) == expected), (
+            f"zeros do not fit scales {expected}"
+        )
+        assert order is None or (order.dtype == torch.int64 and tuple(order.shape) == (self.in_features,)), (
+            f"order does not fit {self.in_features} inputs"
+        )
 
     @property
     def out_features(self) -> int:
@@ -101,10 +117,11 @@ def unpack_int4_cols(packed: Tensor) -> Tensor:
 
 
 def pack_gptq(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """Lay a weight out as the four tensors that the module docstring describes.
+    """Lay a symmetric weight in natural order out as the four tensors that the module docstring describes.
 
     in, out and the group size must be multiples of 8, and every scale exact in float16.
     """
+    assert weight.zeros is None and weight.order is None, "only a symmetric weight in natural order is packed"
     assert weight.group_size % NIBBLES == 0, f"group size {weight.group_size} is not a multiple of {NIBBLES}"
     scales = weight.scales.t().to(torch.float16).contiguous()  # [groups, out]
     # float32 on both sides: comparing float16 with bfloat16 directly would round one to the other.
@@ -115,7 +132,7 @@ def pack_gptq(weight: QuantizedWeight) -> dict[str, Tensor]:
         "qweight": pack_int4_rows(weight.q.t()),
         "qzeros": pack_int4_cols(zeros),
         "scales": scales,
-        "g_idx": _natural_groups(weight.in_features, weight.group_size, weight.q.device),
+        "g_idx": natural_groups(weight.in_features, weight.group_size, weight.q.device),
     }
 
 
@@ -128,69 +145,137 @@ def unpack_gptq(
     shape or dtype, a zero point is not 8, an input's group is not i // group_size, or a scale is not a
     positive finite number.
     """
+    remedy = "export the model again"
+    _check_parts(tensors, group_size, name, remedy, (torch.float16,))
+    zeros = _unpack_zeros(tensors["qzeros"], 1)  # [groups, out]
+    if not bool((zeros == ZERO_POINT).all()):
+        raise ArtifactError(
+            f"{name}: a zero point is {int(zeros[zeros != ZERO_POINT][0])}, and an export of pixedge is "
+            f"symmetric, with zero points that are all {ZERO_POINT}; {remedy}."
+        )
+    g_idx = tensors["g_idx"]
+    if not torch.equal(g_idx, natural_groups(len(g_idx), group_size, g_idx.device)):
+        raise ArtifactError(
+            f"{name}: g_idx is not i // {group_size}, and an export of pixedge has inputs in their natural "
+            f"order; {remedy}."
+        )
+    scales = tensors["scales"]
+    if not bool((torch.isfinite(scales) & (scales > 0)).all()):
+        raise ArtifactError(f"{name}: a scale is not a positive finite number; {remedy}.")
+    q = unpack_int4_rows(tensors["qweight"]).t().contiguous()
+    return QuantizedWeight(q, scales.t().float().contiguous(), group_size)
+
+
+def unpack_imported_gptq(
+    tensors: Mapping[str, Tensor],
+    group_size: int,
+    zero_offset: int,
+    name: str = "a 4-bit linear",
+    remedy: str = "import the model again",
+) -> QuantizedWeight:
+    """Read a weight that another quantiser made: any zero points, groups of any inputs, 16-bit scales.
+
+    group_size: -1 makes one group of all inputs. zero_offset is what was taken from a zero point to store
+    it: 1 in AutoGPTQ's format ("gptq"), 0 in "gptq_v2". Zero points that are all 8 come back as None, and so
+    does an order that is natural; where it is not, columns are sorted by group and keep their order inside
+    each. name and remedy are for the errors. Raises ArtifactError where a tensor is missing, has another
+    shape or dtype, a group has not group_size inputs, or a scale is negative or not finite.
+    """
+    if group_size == -1 and "qweight" in tensors:
+        group_size = len(tensors["qweight"]) * NIBBLES
+    _check_parts(tensors, group_size, name, remedy, (torch.float16, torch.bfloat16))
+    scales, g_idx = tensors["scales"], tensors["g_idx"]
+    # Weights that are all 0, or nearly, have a scale that float16 rounds to 0, which is right.
+    if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
+        raise ArtifactError(f"{name}: a scale is negative or not finite; {remedy}.")
+    rows = unpack_int4_rows(tensors["qweight"])  # [in, out]
+    order = None
+    natural = natural_groups(len(g_idx), group_size, g_idx.device)
+    if not torch.equal(g_idx, natural):
+        order = torch.argsort(g_idx, stable=True)
+        if not torch.equal(g_idx[order], natural):
+            raise ArtifactError(
+                f"{name}: g_idx does not put {group_size} inputs into each of {len(scales)} groups; {remedy}."
+            )
+        rows = rows[order]
+    zeros = _unpack_zeros(tensors["qzeros"], zero_offset).t().contiguous()  # [out, groups]
+    symmetric = bool((zeros == ZERO_POINT).all())
+    q = rows.t().contiguous()
+    return QuantizedWeight(
+        q, scales.t().float().contiguous(), group_size, None if symmetric else zeros, order
+    )
+
+
+def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """Compute scales * (q - zeros), as [out, in] in dtype, inputs in their natural order.
+
+    The product is formed in float32 and rounded once. A scale that is exact in bfloat16 has 8 significant
+    bits and q - 8 at most 3 (8 itself is a power of two), so the product needs 11: float32 and float16 hold
+    it exactly, bfloat16 rounds it. With a float16 scale and any zero point it needs 15, which float32 holds.
+    """
+    grouped = weight.q.view(weight.out_features, -1, weight.group_size).to(
+        torch.float32
+    )  # [out, groups, group]
+    grouped -= ZERO_POINT if weight.zeros is None else weight.zeros[..., None]
+    grouped *= weight.scales.to(torch.float32)[..., None]
+    sorted_by_group = grouped.view(weight.out_features, weight.in_features).to(dtype)
+    if weight.order is None:
+        return sorted_by_group
+    natural = torch.empty_like(sorted_by_group)
+    natural[:, weight.order] = sorted_by_group
+    return natural
+
+
+def natural_groups(in_features: int, group_size: int, device: torch.device | None = None) -> Tensor:
+    """Return the group of each input in natural order: int32 [in]."""
+    return torch.arange(in_features, dtype=torch.int32, device=device) // group_size
+
+
+def _check_parts(
+    tensors: Mapping[str, Tensor],
+    group_size: int,
+    name: str,
+    remedy: str,
+    scale_dtypes: tuple[torch.dtype, ...],
+) -> None:
+    """Raise ArtifactError where one of the four tensors is missing or has another shape or dtype."""
     missing = [key for key in ("qweight", "qzeros", "scales", "g_idx") if key not in tensors]
     if missing:
-        raise ArtifactError(f"{name} lacks {', '.join(missing)}; export the model again.")
-    qweight, scales = tensors["qweight"], tensors["scales"]
+        raise ArtifactError(f"{name} lacks {', '.join(missing)}; {remedy}.")
+    qweight = tensors["qweight"]
     if qweight.dim() != 2 or 0 in qweight.shape:
         raise ArtifactError(
-            f"{name}: qweight has shape {list(qweight.shape)}, expected [inputs / 8, outputs]; "
-            "export the model again."
+            f"{name}: qweight has shape {list(qweight.shape)}, expected [inputs / 8, outputs]; {remedy}."
         )
     in_features, out_features = qweight.shape[0] * NIBBLES, qweight.shape[1]
     if group_size <= 0 or in_features % group_size or out_features % NIBBLES:
         raise ArtifactError(
             f"{name}: {in_features} inputs and {out_features} outputs do not fit groups of {group_size} "
-            f"inputs and words of {NIBBLES} outputs; export the model again."
+            f"inputs and words of {NIBBLES} outputs; {remedy}."
         )
     groups = in_features // group_size
     expected = {
-        "qweight": (torch.int32, [in_features // NIBBLES, out_features]),
-        "qzeros": (torch.int32, [groups, out_features // NIBBLES]),
-        "scales": (torch.float16, [groups, out_features]),
-        "g_idx": (torch.int32, [in_features]),
+        "qweight": ((torch.int32,), [in_features // NIBBLES, out_features]),
+        "qzeros": ((torch.int32,), [groups, out_features // NIBBLES]),
+        "scales": (scale_dtypes, [groups, out_features]),
+        "g_idx": ((torch.int32,), [in_features]),
     }
-    for key, (dtype, shape) in expected.items():
+    for key, (dtypes, shape) in expected.items():
         tensor = tensors[key]
-        if tensor.dtype != dtype or list(tensor.shape) != shape:
+        if tensor.dtype not in dtypes or list(tensor.shape) != shape:
             raise ArtifactError(
-                f"{name}: {key} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {shape}; "
-                "export the model again."
+                f"{name}: {key} is {tensor.dtype} {list(tensor.shape)}, expected "
+                f"{' or '.join(map(str, dtypes))} {shape}; {remedy}."
             )
-    zeros = unpack_int4_cols(tensors["qzeros"])
-    if not bool((zeros == ZERO_POINT - 1).all()):
-        found = int(zeros[zeros != ZERO_POINT - 1][0]) + 1
-        raise ArtifactError(
-            f"{name}: a zero point is {found}, and pixedge reads symmetric weights only, whose zero "
-            f"points are all {ZERO_POINT}; export the model with pixedge."
-        )
-    if not torch.equal(tensors["g_idx"], _natural_groups(in_features, group_size, tensors["g_idx"].device)):
-        raise ArtifactError(
-            f"{name}: g_idx is not i // {group_size}, and pixedge reads inputs in their natural order only; "
-            "export the model with pixedge."
-        )
-    if not bool((torch.isfinite(scales) & (scales > 0)).all()):
-        raise ArtifactError(f"{name}: a scale is not a positive finite number; export the model again.")
-    return QuantizedWeight(
-        unpack_int4_rows(qweight).t().contiguous(), scales.t().float().contiguous(), group_size
-    )
 
 
-def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
-    """Compute scales * (q - 8), as [out, in] in dtype.
+def _unpack_zeros(qzeros: Tensor, offset: int) -> Tensor:
+    """Return the zero points uint8 [groups, out] of qzeros, stored minus ``offset``.
 
-    The product is formed in float32 and rounded once. A scale that is exact in bfloat16 has 8 significant
-    bits and q - 8 at most 3 (8 itself is a power of two), so the product needs 11: float32 and float16 hold
-    it exactly, bfloat16 rounds it.
+    The offset is added to whole words, as it was taken from them: GPTQModel stores a zero point of 0 as 15
+    and borrows from its neighbour, which only the carry of the same sum undoes.
     """
-    grouped = weight.q.view(weight.out_features, -1, weight.group_size).to(
-        torch.float32
-    )  # [out, groups, group]
-    grouped -= ZERO_POINT
-    grouped *= weight.scales.to(torch.float32)[..., None]
-    return grouped.view(weight.out_features, weight.in_features).to(dtype)
-
-
-def _natural_groups(in_features: int, group_size: int, device: torch.device) -> Tensor:
-    """Return the group of each input in natural order: int32 [in]."""
-    return torch.arange(in_features, dtype=torch.int32, device=device) // group_size
+    if offset:
+        word = sum(offset << (BITS * k) for k in range(NIBBLES))
+        qzeros = qzeros + word  # int32 wraps
+    return unpack_int4_cols(qzeros)

@@ -58,14 +58,17 @@ def is_quantized(name: str) -> bool:
 
 
 def exported_shapes(config: ModelConfig, group_size: int) -> dict[str, Shape]:
-    """Give every tensor's shape in an exported folder, where four tensors replace each 4-bit weight."""
+    """Give every tensor's shape in an exported folder, where four tensors replace each 4-bit weight.
+
+    group_size: inputs that share a scale, -1 for all of them.
+    """
     shapes: dict[str, Shape] = {}
     for name, shape in expected_shapes(config).items():
         if not is_quantized(name):
             shapes[name] = shape
             continue
         linear, (out_features, in_features) = name.removesuffix("weight"), shape
-        groups = in_features // group_size
+        groups = 1 if group_size == -1 else in_features // group_size
         shapes |= {
             f"{linear}qweight": (in_features // NIBBLES, out_features),
             f"{linear}qzeros": (groups, out_features // NIBBLES),

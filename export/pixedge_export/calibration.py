@@ -7,6 +7,7 @@
 The folder's format is described for its users in docs/calibration.md.
 """
 
+import hashlib
 import json
 import random
 import warnings
@@ -157,6 +158,16 @@ def encode_samples(
             raise CalibrationError(f"{sample.name} has no tokens; give it text")
         encoded.append(EncodedSample(sample.name, _cut(prompt, tokenizer, max_tokens, sample.name)))
     return encoded
+
+
+def digest_samples(samples: Sequence[EncodedSample]) -> str:
+    """Give the sha256, in hexadecimal, of what the model gets to see of the samples, in their order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.prompt.ids}{[image.shape for image in sample.prompt.images]}".encode())
+        for image in sample.prompt.images:
+            digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def _continued(messages: list[Message]) -> list[Message]:

@@ -30,7 +30,16 @@ from pixedge_export.canonical import (
 from pixedge_export.safetensors_header import StoredTensor, read_header
 from pixedge_export.safetensors_writer import save_tensors
 
-__all__ = ["Checkpoint", "Layout", "expected_shapes", "open_checkpoint", "save_checkpoint", "to_mistral_name"]
+__all__ = [
+    "Checkpoint",
+    "Layout",
+    "expected_shapes",
+    "module_to_hub",
+    "open_checkpoint",
+    "save_checkpoint",
+    "to_mistral_name",
+    "weight_files",
+]
 
 Layout = Literal["mistral", "hf"]
 
@@ -90,6 +99,11 @@ class Checkpoint:
             )
         return file
 
+    def fingerprint(self) -> list[list[str | int]]:
+        """Give the name, size and time of change (nanoseconds) of every file that digest would read."""
+        stats = [(file.name, file.stat()) for file in self._digested()]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
     def nbytes(self) -> int:
         """Give the bytes that digest reads."""
         return sum(file.stat().st_size for file in self._digested())
@@ -130,11 +144,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         )
     read = ModelConfig.from_params if layout == "mistral" else ModelConfig.from_hf
     config = read(data, folder / _CONFIG[layout])
-    files = _weight_files(folder, _STEM[layout])
+    files = weight_files(folder, _STEM[layout])
     found: dict[str, StoredTensor] = {}
     for file in files:
         for stored in read_header(file):
-            name = _module_to_hub(stored.name) if layout == "hf" else stored.name
+            name = module_to_hub(stored.name) if layout == "hf" else stored.name
             if name in found:
                 raise CheckpointError(f"{file}: {stored.name} is also in {found[name].file.name}")
             found[name] = stored
@@ -204,7 +218,7 @@ def _find_layout(folder: Path) -> Layout:
     )
 
 
-def _weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
+def weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
     """List the weights files: those of the index, else the whole file, else all shards."""
     index = folder / f"{stem}.safetensors.index.json"
     whole = folder / f"{stem}.safetensors"
@@ -264,7 +278,8 @@ def _first_three(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _module_to_hub(name: str) -> str:
+def module_to_hub(name: str) -> str:
+    """Give the hub's name of a tensor that transformers 5 names as its modules are named in memory."""
     for module, hub in _MODULE_PREFIXES:
         if name.startswith(module):
             return hub + name.removeprefix(module)

@@ -4,6 +4,8 @@ Each picture is encoded alone, so patches of different pictures can never attend
 Module names follow Hugging Face's, so a canonical tensor's name is its place here.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -113,3 +115,11 @@ def encode(encoder: VisionEncoder, pixels: Tensor) -> Tensor:
     """Encode one picture, pixels [3, H, W] to embeddings [H/patch * W/patch, decoder dim]."""
     out: Tensor = encoder(pixels[None])[0]
     return out
+
+
+def load_encoder(config: ModelConfig, tensors: Mapping[str, Tensor]) -> VisionEncoder:
+    """Make an encoder that computes in float32 from canonical tensors of any floating type."""
+    with torch.device("meta"):
+        encoder = VisionEncoder(config)
+    encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return encoder.eval().requires_grad_(False)

@@ -80,13 +80,17 @@ class HessianAccumulator:
         self.n += x.shape[0]
 
     def hessian(self) -> Tensor:
-        """Return H as float32 [in, in], a new symmetric tensor. Raises ExportError if nothing was added."""
+        """Return H as float32 [in, in], symmetric; the sum becomes it, so nothing can be added any more.
+
+        Raises ExportError if nothing was added.
+        """
         if self.n == 0:
             raise ExportError(
                 f"No calibration input reached {self.name}; give at least one calibration sample."
             )
         size = self._sum.shape[0]
-        h = self._sum * (2.0 / self.n)
+        h = self._sum.mul_(2.0 / self.n)
+        del self._sum
         for lo in range(0, size, _HESSIAN_BLOCK):
             hi = min(lo + _HESSIAN_BLOCK, size)
             h[hi:, lo:hi] = h[lo:hi, hi:].t()
@@ -314,11 +318,14 @@ def _damped_cholesky(hessian: Tensor, order: Tensor, damp: float, name: str) -> 
     and so is rounded to nearest.
     """
     unit = _mean_diagonal(hessian)
-    permuted = hessian[order][:, order]
-    undamped = permuted.diagonal().clone()
     while damp <= 1:
-        permuted.diagonal().copy_(undamped + damp * unit)
-        factor, info = torch.linalg.cholesky_ex(permuted)
+        permuted = torch.empty_like(hessian)  # a part at a time: an intermediate would be as large again
+        for lo in range(0, len(order), _HESSIAN_BLOCK):
+            permuted[lo : lo + _HESSIAN_BLOCK] = hessian[order[lo : lo + _HESSIAN_BLOCK]][:, order]
+        permuted.diagonal().add_(damp * unit)
+        # Factored in place. It is symmetric, so its transpose is the same in the order that LAPACK wants.
+        factor, info = permuted.t(), torch.empty((), dtype=torch.int32, device=hessian.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
         if int(info) == 0 and bool(torch.isfinite(factor.diagonal()).all()):
             return factor, damp
         damp *= 10

@@ -7,8 +7,8 @@ error of every linear and, after the output head, the divergence of the whole mo
 being in memory together.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -37,6 +37,8 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("mlp.down_proj",),
 )
 """The linears of a layer in the order of their inputs; those of one stage share their input."""
+
+LINEARS = tuple(name for stage in STAGES for name in stage)
 
 ERROR_ROWS = 2048
 """Held-out rows on which a linear's error is measured; more change it in the third digit only."""
@@ -91,19 +93,31 @@ class LinearError:
     quantized: float
 
 
-@dataclass
+Step = Callable[[str, LinearError | None], None]
+"""Gets a linear's name when its work begins, and once more with what it costs."""
+
+STREAMS = ("calibration", "dense", "rtn", "quantized")
+
+
 class Streams:
-    """Residual streams between two layers: one float32 [tokens, dim] for each sample."""
+    """Residual streams between two layers, in memory: one float32 [tokens, dim] for each sample."""
 
-    calibration: list[Tensor]
-    dense: list[Tensor]
-    rtn: list[Tensor] = field(default_factory=list)
-    quantized: list[Tensor] = field(default_factory=list)
+    calibration: Sequence[Tensor]
+    dense: Sequence[Tensor]
+    rtn: Sequence[Tensor]
+    quantized: Sequence[Tensor]
 
-    def __post_init__(self) -> None:
+    def __init__(self, calibration: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
         """Start the three held-out streams alike."""
-        self.rtn = list(self.dense)
-        self.quantized = list(self.dense)
+        self.calibration, self.dense, self.rtn, self.quantized = calibration, held_out, held_out, held_out
+
+    def move(self, name: str, samples: Iterable[Tensor]) -> None:
+        """Let a stream go on as ``samples``."""
+        setattr(self, name, list(samples))
+
+    def share(self, name: str, other: str) -> None:
+        """Let a stream be the same as another one."""
+        setattr(self, name, getattr(self, other))
 
 
 class _Reached(Exception):
@@ -172,59 +186,55 @@ class LayerRunner:
 def quantize_layer(
     runner: LayerRunner,
     index: int,
+    tensors: Callable[[], Mapping[str, Tensor]],
     streams: Streams,
     recipe: Recipe,
-    progress: Callable[[str], None],
+    progress: Step,
 ) -> tuple[dict[str, QuantizedWeight], list[LinearError]]:
-    """Quantise the layer that the runner holds and move every stream behind it.
+    """Quantise one layer and move every stream behind it.
 
-    Return the layer's quantised weights by linear and what each costs. progress gets each linear's name when
-    its work begins. Raises ExportError for values that are not finite or a Hessian that stays singular.
+    tensors reads the layer's canonical tensors by their names inside it; it is called twice, because to read
+    them again costs a second and to keep them a gigabyte. Return the quantised weights by linear and what
+    each costs. Raises ExportError for values that are not finite or a Hessian that stays singular.
     """
-    streams.dense = [runner.forward(x) for x in streams.dense]
-    original, rounded = _round_to_nearest(runner, index, recipe)
-    streams.rtn = [runner.forward(x) for x in streams.rtn]
-    for name, weight in original.items():
-        runner.weight(name).copy_(weight)
+    runner.load(tensors())
+    streams.move("dense", map(runner.forward, streams.dense))
+    for name in LINEARS:
+        runner.replace(name, quantize_rtn(runner.weight(name), recipe.group_size, _title(index, name)))
+    streams.move("rtn", map(runner.forward, streams.rtn))
+    runner.load(tensors())
 
     chosen: dict[str, QuantizedWeight] = {}
     errors: list[LinearError] = []
     for stage in STAGES:
-        progress(stage[0])
+        progress(stage[0], None)
         held_out = _held_out_rows(runner, stage[0], streams.quantized)
         hessian = None
         if recipe.method == "gptq":
             hessian = _hessian(runner, stage[0], streams.calibration, _title(index, stage[0]))
         for name in stage:
             if name != stage[0]:
-                progress(name)
-            weight, nearest = original.pop(name), rounded.pop(name)
-            best = nearest
-            if hessian is not None:
-                best = _solve(weight, hessian, recipe, _title(index, name))
-            chosen[name] = QuantizedWeight(best.q.cpu(), best.scales.cpu(), best.group_size)
+                progress(name, None)
+            weight = runner.weight(name)
+            nearest = quantize_rtn(weight, recipe.group_size, _title(index, name))
             rtn = relative_output_error(weight, nearest, held_out)
-            quantized = rtn if hessian is None else relative_output_error(weight, best, held_out)
+            if hessian is None:
+                best, quantized = nearest, rtn
+            else:
+                best = _solve(weight, hessian, recipe, _title(index, name))
+                quantized = relative_output_error(weight, best, held_out)
+            chosen[name] = QuantizedWeight(best.q.cpu(), best.scales.cpu(), best.group_size)
             errors.append(LinearError(index, name, rtn, quantized))
+            progress(name, errors[-1])
+        del hessian
         for name in stage:
             runner.replace(name, chosen[name])
-    streams.calibration = [runner.forward(x) for x in streams.calibration]
-    streams.quantized = [runner.forward(x) for x in streams.quantized]
+    streams.move("calibration", map(runner.forward, streams.calibration))
+    if recipe.method == "rtn":
+        streams.share("quantized", "rtn")
+    else:
+        streams.move("quantized", map(runner.forward, streams.quantized))
     return chosen, errors
-
-
-def _round_to_nearest(
-    runner: LayerRunner, index: int, recipe: Recipe
-) -> tuple[dict[str, Tensor], dict[str, QuantizedWeight]]:
-    """Round every linear in place; return the weights as they were, and rounded."""
-    original: dict[str, Tensor] = {}
-    rounded: dict[str, QuantizedWeight] = {}
-    for stage in STAGES:
-        for name in stage:
-            original[name] = runner.weight(name).clone()
-            rounded[name] = quantize_rtn(original[name], recipe.group_size, _title(index, name))
-            runner.replace(name, rounded[name])
-    return original, rounded
 
 
 def _hessian(runner: LayerRunner, linear: str, samples: Sequence[Tensor], title: str) -> Tensor:

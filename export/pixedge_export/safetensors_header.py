@@ -27,6 +27,7 @@ class StoredTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int
 
 
 def read_header(file: Path) -> list[StoredTensor]:
@@ -72,7 +73,8 @@ def read_header(file: Path) -> list[StoredTensor]:
 def _parse(file: Path, name: str, entry: dict[str, Any]) -> tuple[StoredTensor, int, int]:
     """Give a header entry's tensor and the first and last byte of its data."""
     start, stop = map(_whole, entry["data_offsets"])
-    return StoredTensor(file, name, str(entry["dtype"]), tuple(map(_whole, entry["shape"]))), start, stop
+    shape = tuple(map(_whole, entry["shape"]))
+    return StoredTensor(file, name, str(entry["dtype"]), shape, stop - start), start, stop
 
 
 def _whole(value: object) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pixedge_export.durable_file import publish
+
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int32: "I32"}
 _ALIGNMENT = 8
 
@@ -54,6 +56,6 @@ def stream_tensors(file: Path, specs: Mapping[str, TensorSpec], tensors: Iterabl
                 found = TensorSpec(tensor.dtype, tuple(tensor.shape))
                 assert found == spec, f"{name} is {found}, announced as {spec}"
                 stream.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        beside.replace(file)
+        publish(beside, file)
     finally:
         beside.unlink(missing_ok=True)

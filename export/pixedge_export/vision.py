@@ -8,7 +8,7 @@ import json
 import random
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,16 +72,18 @@ def export_vision(config: ModelConfig, folder: Path, weights_file: str) -> list[
     return files
 
 
-def check_parity(encoder: VisionEncoder, folder: Path, config: ModelConfig) -> list[ParityRow]:
-    """Compare the graphs in `folder` with `encoder`, both with weights rounded to float16.
+def check_parity(
+    make_encoder: Callable[[], VisionEncoder], folder: Path, config: ModelConfig
+) -> list[ParityRow]:
+    """Compare the graphs in `folder` with an encoder, both with weights rounded to float16.
 
     The float32 graph runs at every size of parity_grids. The float16 graph runs at the smallest three: the
     CPU provider computes its nodes in float32 and rounds between them, so that proves its structure and its
-    casts, not its range. Memory: the encoder's float32 size about three times, and once more where it is not
-    float32 or not rounded yet. Raises ExportError naming the size, the error and the bound, or what is wrong
-    in the graph.
+    casts, not its range. Memory: the encoder's float32 size about three times; the encoder is made here, so
+    that it is gone before the graphs are loaded. Raises ExportError naming the size, the error and the bound,
+    or what is wrong in the graph.
     """
-    samples = _references(encoder, config)
+    samples = _references(make_encoder(), config)
     few = sorted(samples, key=lambda sample: sample.pixels.size)[:_FLOAT16_SIZES]
     return [
         *_check_graph(folder / CPU_GRAPH, FLOAT32_BOUND, samples, config.vision.n_layers),

@@ -1,5 +1,6 @@
 """The tensors of a checkpoint as an export takes them: finite, and in 16 bits where they stay unquantised."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,11 @@ class Weights:
         """Return a tensor in 16 bits: bfloat16, or float16 where the checkpoint has that."""
         tensor = self.read(name)
         return tensor if tensor.dtype == torch.float16 else tensor.to(torch.bfloat16)
+
+    def read_vision(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return the encoder's and the adapter's tensors among ``names`` in float16, as they are stored."""
+        parts = ("vision_tower.", "multi_modal_projector.")
+        return {name: self.read_float16(name) for name in names if name.startswith(parts)}
 
     def read_float16(self, name: str) -> Tensor:
         """Return a tensor in float16; ExportError where that cannot hold a value."""

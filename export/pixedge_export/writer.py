@@ -8,46 +8,40 @@ from typing import Any
 
 from torch import Tensor
 
-from pixedge.artifact import FORMAT_VERSION, INDEX, MANIFEST, REPORT, hash_file
+from pixedge.artifact import FORMAT_VERSION, INDEX, MANIFEST, REPORTS, hash_file
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
 from pixedge.tensor_shapes import exported_shapes
+from pixedge_export.durable_file import publish
 from pixedge_export.layers import STAGES, Recipe
+from pixedge_export.safetensors_header import read_header
 from pixedge_export.safetensors_writer import save_tensors
-
-SHARD_BYTES = 2 << 30
 
 
 class ShardWriter:
-    """Writes shards named model-0000i-of-0000n.safetensors and remembers where each tensor went."""
+    """Writes shards named model-0000i-of-0000n.safetensors."""
 
     def __init__(self, folder: Path, shards: int) -> None:
         """Prepare to write ``shards`` files into ``folder``."""
         self.folder, self.shards = folder, shards
-        self.weight_map: dict[str, str] = {}
-        self.total_bytes = 0
+
+    def name(self, number: int) -> str:
+        """Return the file name of shard ``number``, from 1."""
+        return f"model-{number:05d}-of-{self.shards:05d}.safetensors"
 
     def write(self, number: int, tensors: Mapping[str, Tensor]) -> str:
-        """Write shard ``number`` (from 1) and return its file name."""
-        name = f"model-{number:05d}-of-{self.shards:05d}.safetensors"
-        save_tensors(self.folder / name, tensors)
-        self.weight_map |= dict.fromkeys(tensors, name)
-        self.total_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        return name
+        """Write shard ``number`` and return its file name."""
+        save_tensors(self.folder / self.name(number), tensors)
+        return self.name(number)
 
     def write_index(self) -> None:
-        """Write the index that every reader of shards starts from."""
-        index = {
-            "metadata": {"total_size": self.total_bytes},
-            "weight_map": dict(sorted(self.weight_map.items())),
-        }
+        """Write the index that every reader of shards starts from, from the headers of what is there."""
+        weight_map, total = {}, 0
+        for number in range(1, self.shards + 1):
+            for tensor in read_header(self.folder / self.name(number)):
+                weight_map[tensor.name] = self.name(number)
+                total += tensor.nbytes
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(self.folder / INDEX, index)
-
-
-def layers_per_shard(config: ModelConfig) -> int:
-    """Return how many 4-bit layers fill a shard of about SHARD_BYTES."""
-    d = config.decoder
-    weights = d.dim * d.head_dim * (2 * d.n_heads + 2 * d.n_kv_heads) + 3 * d.dim * d.ffn_dim
-    return max(1, SHARD_BYTES // (weights * 9 // 16))
 
 
 def estimate_bytes(config: ModelConfig, recipe: Recipe) -> int:
@@ -89,8 +83,10 @@ def write_configs(folder: Path, config: ModelConfig, recipe: Recipe) -> None:
 def write_manifest(
     folder: Path, facts: Mapping[str, Any], progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Hash every file of the folder but the report and write pixedge.json, which makes it an artifact."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REPORT))
+    """Hash every file of the folder but the reports and write pixedge.json, which makes it an artifact."""
+    for beside in folder.glob("*.new"):  # of an export that was killed
+        beside.unlink()
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, *REPORTS))
     total, done = sum(p.stat().st_size for p in files), 0
 
     def step(count: int) -> None:
@@ -110,4 +106,4 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON for people and programs, in one piece."""
     beside = path.with_name(path.name + ".new")
     beside.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    publish(beside, path)

@@ -1,11 +1,11 @@
-"""Load an exported folder in transformers through Optimum and GPTQModel, and answer three prompts.
+"""Load an exported folder in transformers through Optimum and GPTQModel, and answer the questions.
 
-    python check_transformers.py FOLDER [--dtype float32] [--backend auto]
+    python check_transformers.py FOLDER QUESTIONS.json [--dtype float32] [--backend auto]
 
 Prints one JSON object: versions, the kind of the packed linears, the prompt's and the answer's token ids for
-each conversation of prompts.py, and the largest difference of the logits from those of the same model with
+each question of make_questions.py, and the largest difference of the logits from those of the same model with
 its weights unpacked here, relative to the largest logit. Needs torch, torchvision, transformers, optimum and
-gptqmodel, not pixedge. docs/interop.md shows what to do with the output.
+gptqmodel, not pixedge. check_pixedge.py compares the output.
 """
 
 import argparse
@@ -79,6 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
+    parser.add_argument("questions", type=Path)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--backend", default="auto", help="GPTQModel's kernel, gptq_torch for example")
     arguments = parser.parse_args()
@@ -98,7 +99,7 @@ def main() -> None:
     dense = dense_model(arguments.folder, dtype)
 
     answers, differences = [], []
-    for messages in prompts.conversations():
+    for messages in prompts.read(arguments.questions):
         chat = processor.apply_chat_template(for_processor(messages), add_generation_prompt=True)
         inputs = processor(
             text=chat, images=prompts.images(messages), add_special_tokens=False, return_tensors="pt"

@@ -1,14 +1,15 @@
-"""Load an exported folder in vLLM and answer three prompts.
+"""Load an exported folder in vLLM and answer the questions.
 
-    python check_vllm.py FOLDER [--dtype bfloat16]
+    python check_vllm.py FOLDER QUESTIONS.json [--dtype bfloat16]
 
-Prints one JSON object: versions, the prompt's and the answer's token ids for each conversation of prompts.py,
-and the log-probability that vLLM gave each token of the answer. Needs vllm, not pixedge. docs/interop.md
-shows what to do with the output.
+Prints one JSON object: versions, the prompt's and the answer's token ids for each question of
+make_questions.py, and the log-probability that vLLM gave each token of the answer. Needs vllm, not pixedge.
+check_pixedge.py compares the output.
 """
 
 import argparse
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import prompts
 from result import Result
@@ -34,6 +35,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder")
+    parser.add_argument("questions", type=Path)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
     arguments = parser.parse_args()
     result = Result()
@@ -49,7 +51,7 @@ def main() -> None:
     )
     params = SamplingParams(temperature=0.0, max_tokens=prompts.MAX_TOKENS, logprobs=1)
     answers = []
-    for messages in prompts.conversations():
+    for messages in prompts.read(arguments.questions):
         (output,) = model.chat(messages, params, use_tqdm=False)
         best = output.outputs[0]
         logprobs = [step[token].logprob for step, token in zip(best.logprobs, best.token_ids, strict=True)]

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixedge.artifact import FORMAT_VERSION, INDEX, MANIFEST, check_tensors, load_decoder, open_artifact
+from pixedge.artifact import (
+    FORMAT_VERSION,
+    INDEX,
+    MANIFEST,
+    REPORTS,
+    check_tensors,
+    load_decoder,
+    open_artifact,
+)
 from pixedge.errors import ArtifactError
 from pixedge.linear import Int4Linear, Int8Linear
 from tests.small_exports import CONFIG, alter_json, alter_shard, hash_again, small_export, small_tensors
@@ -41,10 +49,7 @@ def refusal(folder: Path) -> str:
 def test_it_opens(original: Path) -> None:
     artifact = open_artifact(str(original))
     assert (artifact.folder, artifact.config, artifact.group_size) == (original, CONFIG, 32)
-    assert artifact.files.keys() == {path.name for path in original.iterdir()} - {
-        MANIFEST,
-        "export_report.json",
-    }
+    assert artifact.files.keys() == {path.name for path in original.iterdir()} - {MANIFEST, *REPORTS}
     assert artifact.tensors(f"{LAYER}self_attn.k_proj.").keys() == {"qweight", "qzeros", "scales", "g_idx"}
     assert torch.equal(artifact.tensors(HEAD)[""], small_tensors()[HEAD])
     check_tensors(artifact)
@@ -101,7 +106,7 @@ def test_a_missing_file(folder: Path, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["model-00001-of-00004.safetensors", "tokenizer.json"])
 def test_a_short_file(folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-7])
@@ -111,8 +116,9 @@ def test_a_short_file(folder: Path, name: str) -> None:
     )
 
 
-def test_the_report_may_be_deleted(folder: Path) -> None:
-    (folder / "export_report.json").unlink()
+def test_the_reports_may_be_deleted(folder: Path) -> None:
+    for name in REPORTS:
+        (folder / name).unlink()
     open_artifact(folder)
 
 
@@ -209,20 +215,20 @@ def test_a_tensor_of_another_type(folder: Path, name: str, dtype: torch.dtype, s
 
 
 def test_an_index_that_is_not_what_the_shards_hold(folder: Path) -> None:
-    in_index(folder, lambda weight_map: weight_map.update({HEAD: "model-00001-of-00003.safetensors"}))
+    in_index(folder, lambda weight_map: weight_map.update({HEAD: "model-00001-of-00004.safetensors"}))
     assert tensor_refusal(folder) == (
-        f"{folder / INDEX} has {HEAD} in model-00001-of-00003.safetensors, but it is in "
-        "model-00002-of-00003.safetensors; export again"
+        f"{folder / INDEX} has {HEAD} in model-00001-of-00004.safetensors, but it is in "
+        "model-00002-of-00004.safetensors; export again"
     )
 
 
 def test_an_index_with_a_tensor_too_many(folder: Path) -> None:
-    in_index(folder, lambda weight_map: weight_map.update(more="model-00001-of-00003.safetensors"))
-    assert "has more in model-00001-of-00003.safetensors, but it is in none" in tensor_refusal(folder)
+    in_index(folder, lambda weight_map: weight_map.update(more="model-00001-of-00004.safetensors"))
+    assert "has more in model-00001-of-00004.safetensors, but it is in none" in tensor_refusal(folder)
 
 
 def test_a_shard_that_is_no_safetensors_file(folder: Path) -> None:
-    file = folder / "model-00003-of-00003.safetensors"
+    file = folder / "model-00003-of-00004.safetensors"
     file.write_bytes(b"\xff" * file.stat().st_size)
     message = tensor_refusal(folder)
     assert message.startswith(f"{file} cannot be read (") and "export again" in message
@@ -230,7 +236,7 @@ def test_a_shard_that_is_no_safetensors_file(folder: Path) -> None:
 
 def test_a_shard_that_goes_away_while_loading(folder: Path) -> None:
     artifact = open_artifact(folder)
-    (folder / "model-00003-of-00003.safetensors").unlink()
+    (folder / artifact.weight_map[f"{LAYER}mlp.up_proj.scales"]).unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         artifact.tensors(LAYER)
 

@@ -13,9 +13,12 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.errors import CheckpointError, ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 # Pixtral-12B-2409 as Mistral spells it.
 PARAMS: dict[str, Any] = {
@@ -184,6 +187,14 @@ def test_transformers_reads_to_hf_and_from_hf_reads_what_transformers_writes(con
     assert eye.rope_parameters["rope_theta"] == config.vision.rope_theta
     assert not theirs.tie_word_embeddings and not text.tie_word_embeddings
     assert theirs.image_token_id == config.vision.image_token_id
+
+
+def test_transformers_knows_which_tokens_begin_and_end_a_text() -> None:
+    theirs = transformers.LlavaConfig(**PIXTRAL_12B.to_hf())
+    generation = transformers.GenerationConfig.from_model_config(theirs)
+    tekken = Tekkenizer.from_file(ROOT / "models" / "demo" / "tekken.json")
+    ids = generation.bos_token_id, generation.eos_token_id, generation.pad_token_id
+    assert ids == (tekken.bos_id, tekken.eos_id, tekken.pad_id) == (1, 2, 11)
 
 
 def test_transformers_builds_a_model_of_the_right_shapes() -> None:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pixedge.kernels import int4, int8
 from pixedge.linear import Int4Linear, Int8Linear
@@ -122,6 +123,89 @@ def test_int4_of_torch_reads_rows_that_do_not_lie_side_by_side() -> None:
     linear = Int4Linear(quantized, torch.bfloat16, CPU)
     wide = random_x(6, 64, torch.bfloat16, 0)
     assert torch.equal(linear(wide[::2, 16:48]), linear(wide[::2, 16:48].contiguous()))
+
+
+# 4 bits, of other quantisers
+
+
+def random_foreign(out_features: int, groups: int, group_size: int, seed: int) -> QuantizedWeight:
+    """Draw any zero points, scales that only float16 holds, and columns in any order."""
+    plain = random_weight(out_features, groups, group_size, seed)
+    g = generator(seed + 7)
+    zeros = torch.randint(0, 16, plain.scales.shape, dtype=torch.uint8, generator=g)
+    scales = (plain.scales * (1 + torch.rand(plain.scales.shape, generator=g))).half().float()
+    return QuantizedWeight(plain.q, scales, group_size, zeros, torch.randperm(plain.in_features, generator=g))
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 20), st.sampled_from(DTYPES), st.integers(0, 99))
+def test_int4_reference_with_any_zero_points(
+    out_features: int, groups: int, half_group: int, dtype: torch.dtype, seed: int
+) -> None:
+    quantized = random_foreign(out_features, groups, 2 * half_group, seed)
+    x = random_x(3, quantized.in_features, dtype, seed)
+    linear = Int4Linear(quantized, torch.float32, CPU)
+    assert_close_to_exact(linear(x.float()), x.float(), dequantize(quantized, torch.float64), roundings=0)
+    kernel = int4.Reference()
+    found = kernel.matmul(x[:, quantized.order], *kernel.repack(quantized, dtype, CPU))
+    # the scale, the weight, the result
+    assert_close_to_exact(found, x, dequantize(quantized, torch.float64), roundings=3)
+
+
+@given(**INT4_SHAPES)
+def test_int4_of_torch_with_any_zero_points(
+    out_features: int, groups: int, group_size: int, tokens: int, seed: int
+) -> None:
+    """The bound of TorchCpu's docstring: a rounding of the scale, one of (8 - zero) * scale, one of the sum.
+
+    The second is absolute: it is of the distance from 8, and so largest where the weight itself is small. On
+    sums of random signs it stays far below the bound; here x has one sign, and it adds up.
+    """
+    quantized = random_foreign(out_features, groups, group_size, seed)
+    assert quantized.zeros is not None and quantized.order is not None
+    x = random_x(tokens, quantized.in_features, torch.bfloat16, seed).abs()
+    linear = Int4Linear(quantized, torch.bfloat16, CPU)
+    assert isinstance(linear.kernel, int4.TorchCpu)
+    exact = dequantize(quantized, torch.float64)
+    distance = (8 - quantized.zeros.double()) * quantized.scales.double()  # [out, groups]
+    offset = torch.empty_like(exact)
+    offset[:, quantized.order] = distance.repeat_interleave(group_size, dim=1)
+    magnitude = x.double() @ (2 * exact.abs() + offset.abs()).t()
+    error = (linear(x).double() - x.double() @ exact.t()).abs()
+    # the second order of roundings, and float32's sums
+    assert bool((error <= (1.02 * BFLOAT16_UNIT + 1e-5) * magnitude + 1e-30).all())
+
+
+@pytest.mark.parametrize("inputs", [96, 160, 512, 640, 14336])
+def test_a_group_of_all_inputs_is_split_for_torch(inputs: int) -> None:
+    """Per channel: 14,336 inputs are 56 groups of 256 with one scale, 160 are five of 32."""
+    quantized = random_foreign(32, 1, inputs, inputs)
+    linear = Int4Linear(quantized, torch.bfloat16, CPU)
+    assert isinstance(linear.kernel, int4.TorchCpu)
+    x = random_x(5, inputs, torch.bfloat16, 0)
+    expected = functional.linear(x.double(), dequantize(quantized, torch.float64))
+    spread = float(expected.std())
+    assert float((linear(x).double() - expected).abs().max()) < 0.05 * spread
+
+
+def test_columns_of_sorted_groups_meet_their_inputs() -> None:
+    quantized = random_foreign(16, 4, 32, 0)
+    natural = QuantizedWeight(quantized.q, quantized.scales, 32, quantized.zeros)
+    x = random_x(3, 128, torch.float32, 0)
+    ordered, plain = (Int4Linear(weight, torch.float32, CPU) for weight in (quantized, natural))
+    assert torch.equal(ordered(x), plain(x[:, quantized.order]))
+    assert not torch.allclose(ordered(x), plain(x))
+
+
+def test_symmetric_weights_take_no_zero_points() -> None:
+    """What pixedge exports is packed and computed as if there were no others: no offsets, no reordering."""
+    quantized = random_weight(32, 2, 32, 0)
+    for dtype in (torch.bfloat16, torch.float32):
+        linear = Int4Linear(quantized, dtype, CPU)
+        assert linear.order is None and "order" not in linear.state_dict()
+        if dtype == torch.bfloat16:
+            assert bool((linear.scales[..., 1] == 0).all())
+        else:
+            assert linear.scales.shape == (32, 2)
 
 
 # 8 bits

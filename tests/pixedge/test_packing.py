@@ -14,9 +14,11 @@ from pixedge.packing import (
     pack_int4_cols,
     pack_int4_rows,
     unpack_gptq,
+    unpack_imported_gptq,
     unpack_int4_cols,
     unpack_int4_rows,
 )
+from tests.gptq_folders import Variant, pack
 
 
 def random_q(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -160,3 +162,92 @@ def test_damage_is_named_in_one_sentence(
         unpack_gptq(tensors, group_size, name="layers.3.mlp.up_proj")
     text = str(caught.value)
     assert text.startswith("layers.3.mlp.up_proj") and text.endswith(".") and "\n" not in text
+
+
+# Weights of other quantisers
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    group_size=st.sampled_from([32, 64, 128, -1]),
+    symmetric=st.booleans(),
+    act_order=st.booleans(),
+    form=st.sampled_from(["gptq", "gptq_v2"]),
+    scale_dtype=st.sampled_from([torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_imported_weights_are_what_the_definition_says(
+    group_size: int, symmetric: bool, act_order: bool, form: str, scale_dtype: torch.dtype, seed: int
+) -> None:
+    """A packer in numpy that shares no code with the package, outputs with zero points of 0 among them."""
+    variant = Variant(group_size, symmetric, act_order, form, scale_dtype)
+    packed = pack(torch.randn(24, 256, generator=torch.Generator().manual_seed(seed)), variant, seed)
+    weight = unpack_imported_gptq(packed.tensors, group_size, 1 if form == "gptq" else 0)
+    assert torch.equal(dequantize(weight, torch.float32), packed.weight)
+    assert (weight.zeros is None) == symmetric
+    assert (weight.order is not None) == (act_order and group_size != -1)
+    assert weight.group_size == (256 if group_size == -1 else group_size)
+    assert weight.q.is_contiguous() and weight.scales.dtype == torch.float32
+
+
+def test_a_zero_point_of_0_borrows_and_comes_back() -> None:
+    """Stored minus one, 0 takes 1 from its neighbour in the word; each read alone, both would be wrong."""
+    tensors = pack_gptq(random_weight(out_features=16, groups=2, group_size=16))
+    tensors["qzeros"][0, 0] = (0x98765430 - 0x11111111) - (1 << 32)
+    zeros = unpack_imported_gptq(tensors, 16, 1).zeros
+    assert zeros is not None
+    assert zeros[:8, 0].tolist() == [0, 3, 4, 5, 6, 7, 8, 9]
+    assert zeros[8:, 0].tolist() == [8] * 8 and zeros[:, 1].tolist() == [8] * 16
+
+
+def test_columns_of_a_group_keep_their_order() -> None:
+    """A stable sort makes the order, and with it every sum, the same on every machine."""
+    tensors = pack_gptq(random_weight(out_features=16, groups=2, group_size=16))
+    tensors["g_idx"] = torch.arange(32, dtype=torch.int32) % 2
+    order = unpack_imported_gptq(tensors, 16, 1).order
+    assert order is not None and order.tolist() == [*range(0, 32, 2), *range(1, 32, 2)]
+
+
+def test_exports_are_imported_as_they_are() -> None:
+    weight = random_weight(out_features=16, groups=3, group_size=32)
+    back = unpack_imported_gptq(pack_gptq(weight), 32, 1)
+    assert torch.equal(back.q, weight.q) and torch.equal(back.scales, weight.scales)
+    assert back.zeros is None and back.order is None
+
+
+def test_a_scale_of_0_is_a_group_of_zeros() -> None:
+    tensors = with_value("scales", 0.0)
+    weight = dequantize(unpack_imported_gptq(tensors, 16, 1), torch.float32)
+    assert bool((weight[-1, 16:] == 0).all()) and bool((weight[:-1] != 0).any())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "group_size", "sentence"),
+    [
+        (damaged("g_idx", None), 16, "lacks g_idx"),
+        (damaged("qweight", None), -1, "lacks qweight"),
+        (
+            damaged("scales", torch.ones(2, 16)),
+            16,
+            "torch.float32 .* expected torch.float16 or torch.bfloat16",
+        ),
+        (
+            damaged("nothing", torch.zeros(1)),
+            -1,
+            r"qzeros is torch.int32 \[2, 2\], expected torch.int32 \[1, 2\]",
+        ),
+        (with_value("scales", float("inf")), 16, "a scale is negative or not finite"),
+        (with_value("scales", -1.0), 16, "a scale is negative or not finite"),
+        (with_value("g_idx", 0), 16, "g_idx does not put 16 inputs into each of 2 groups"),
+        (with_value("g_idx", 2), 16, "g_idx does not put 16 inputs into each of 2 groups"),
+        (with_value("g_idx", -1), 16, "g_idx does not put 16 inputs into each of 2 groups"),
+        (damaged("nothing", torch.zeros(1)), -2, "do not fit groups of -2"),
+    ],
+)
+def test_damage_of_imported_weights_is_named(
+    tensors: dict[str, torch.Tensor], group_size: int, sentence: str
+) -> None:
+    with pytest.raises(ArtifactError, match=sentence) as caught:
+        unpack_imported_gptq(tensors, group_size, 1, name="layers.3.mlp.up_proj")
+    text = str(caught.value)
+    assert text.startswith("layers.3.mlp.up_proj") and text.endswith("; import the model again.")

@@ -1,6 +1,7 @@
 """An export appears whole or not at all, and an older one stays until then."""
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from pixedge.artifact import MANIFEST
 from pixedge.errors import CapacityError, ExportError
 from pixedge_export.destination import destination
+from pixedge_export.journal import Journal
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_a_block_that_ends_well_is_moved_there(tmp_path: Path, source: Path) -> 
     out = tmp_path / "new" / "parents" / "out"
     with destination(out, 0, force=False, source=source) as folder:
         write(folder, "new")
-        assert folder.parent == out.parent and not out.exists()
+        assert folder.parent.parent == out.parent and not out.exists()
     assert (out / MANIFEST).read_text() == "new"
     assert names(out.parent) == {"out"}
 
@@ -54,6 +56,53 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, source: Path) -> None
         assert names(folder) == set()
         write(folder, "new")
     assert names(tmp_path) == {"checkpoint", "out"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_block_that_can_go_on_finds_what_it_left(
+    tmp_path: Path, source: Path, error: type[BaseException]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(error), destination(out, 0, force=False, source=source) as folder:
+        write(folder, "half")
+        Journal(folder.parent, {"recipe": 1}).save()
+        raise error
+    assert names(tmp_path) == {"checkpoint", ".out.partial"}
+    with destination(out, 0, force=False, source=source) as folder:
+        assert (folder / MANIFEST).read_text() == "half"
+        write(folder, "whole")
+    assert names(tmp_path) == {"checkpoint", "out"} and names(out) == {MANIFEST}
+    assert (out / MANIFEST).read_text() == "whole"
+
+
+def test_two_exports_do_not_write_to_one_place(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    with destination(out, 0, force=False, source=source) as folder:
+        write(folder, "first")
+        with (
+            pytest.raises(ExportError, match=f"^another export is writing to {out}; wait until it ends"),
+            destination(out, 0, force=True, source=source),
+        ):
+            raise AssertionError
+    assert (out / MANIFEST).read_text() == "first"
+
+
+def test_room_is_counted_with_what_is_there(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt), destination(tmp_path / "out", 0, force=False, source=source) as f:
+        write(f, "x" * 1000)
+        Journal(f.parent, {}).save()
+        raise KeyboardInterrupt
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=500))
+    with (
+        pytest.raises(CapacityError, match=r"has 1\.5 kB free"),
+        destination(tmp_path / "out", 1501, force=False, source=source),
+    ):
+        raise AssertionError
+    with destination(tmp_path / "out", 1500, force=False, source=source):
+        pass
 
 
 def test_force_replaces_an_export_at_the_end(tmp_path: Path, source: Path) -> None:
@@ -126,7 +175,7 @@ def test_a_link_is_followed(tmp_path: Path, source: Path) -> None:
     make(disk / "real", "old")
     (tmp_path / "out").symlink_to(disk / "real")
     with destination(tmp_path / "out", 0, force=True, source=source) as folder:
-        assert folder.parent == disk
+        assert folder.parent.parent == disk
         write(folder, "new")
     assert (tmp_path / "out").is_symlink() and (tmp_path / "out" / MANIFEST).read_text() == "new"
 

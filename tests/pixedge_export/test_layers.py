@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,18 @@ from pixedge.errors import ExportError, UsageError
 from pixedge.packing import QuantizedWeight, dequantize
 from pixedge_export import layers
 from pixedge_export.gptq import HessianAccumulator, quantize_rtn, relative_output_error
-from pixedge_export.layers import STAGES, LayerRunner, LinearError, Recipe, Streams, quantize_layer
+from pixedge_export.layers import (
+    LINEARS,
+    STAGES,
+    LayerRunner,
+    LinearError,
+    Recipe,
+    Streams,
+    quantize_layer,
+)
 from tests.random_models import CPU, build_decoder, random_config, random_tensors
 from tests.small_exports import CONFIG
 
-LINEARS = tuple(name for stage in STAGES for name in stage)
 GPTQ, RTN = Recipe(group_size=32), Recipe("rtn", group_size=32)
 LENGTHS, HELD_OUT = (40, 9, 33, 64, 50), (21, 1, 30)
 
@@ -46,8 +54,8 @@ def quantize_all(
     runner = LayerRunner(decoder.config, CPU, torch.float32)
     quantized, errors = [], []
     for index in range(len(decoder.layers) if n_layers is None else n_layers):
-        runner.load(layer_tensors(decoder, index))
-        chosen, found = quantize_layer(runner, index, streams, recipe, lambda name: None)
+        tensors = partial(layer_tensors, decoder, index)
+        chosen, found = quantize_layer(runner, index, tensors, streams, recipe, lambda name, error: None)
         quantized.append(chosen)
         errors += found
     return quantized, errors
@@ -114,12 +122,13 @@ def test_dense_stream_on_random_geometries(seed: int) -> None:
 
 def test_every_linear_ends_quantised(decoder: Decoder) -> None:
     runner = LayerRunner(decoder.config, CPU, torch.float32)
-    runner.load(layer_tensors(decoder, 0))
     streams = Streams(embed(decoder, LENGTHS, 1), embed(decoder, HELD_OUT, 2))
-    begun: list[str] = []
-    chosen, errors = quantize_layer(runner, 0, streams, GPTQ, begun.append)
+    steps: list[tuple[str, LinearError | None]] = []
+    chosen, errors = quantize_layer(
+        runner, 0, partial(layer_tensors, decoder, 0), streams, GPTQ, lambda *step: steps.append(step)
+    )
     assert set(chosen) == set(LINEARS) == {error.linear for error in errors}
-    assert begun == list(LINEARS)
+    assert steps == [step for error in errors for step in ((error.linear, None), (error.linear, error))]
     for name, weight in chosen.items():
         found = runner.weight(name)
         assert torch.equal(found, dequantize(weight, torch.float32))

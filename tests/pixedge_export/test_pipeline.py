@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pixedge
-from pixedge.artifact import INDEX, MANIFEST, REPORT, open_artifact
+from pixedge.artifact import INDEX, MANIFEST, REPORT, REPORT_PAGE, open_artifact
 from pixedge.engine import Engine, greedy
 from pixedge.errors import CapacityError, CheckpointError, ExportError, UsageError
 from pixedge.kernels.int8 import quantize_rows
@@ -20,7 +20,7 @@ from pixedge.packing import dequantize, unpack_gptq
 from pixedge.tensor_shapes import exported_shapes, is_quantized
 from pixedge.terminal import size
 from pixedge.tokenizer import Tokenizer
-from pixedge_export import pipeline, writer
+from pixedge_export import decoder_export, pipeline, writer
 from pixedge_export import vision as vision_module
 from pixedge_export.calibration import default_samples, encode_samples
 from pixedge_export.gptq import quantize_rtn
@@ -106,11 +106,12 @@ def test_the_folder_holds_what_every_engine_reads(folder: Path) -> None:
             "config.json",
             "tokenizer.json",
             "export_report.json",
+            "export_report.html",
         ),
         *("tokenizer_config.json", "special_tokens_map.json", "processor_config.json"),
         *("preprocessor_config.json", "chat_template.jinja", "model.safetensors.index.json"),
         *("vision_encoder.onnx", "vision_encoder_cpu.onnx"),
-        *(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
+        *(f"model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)),
     }
     assert (folder / "tekken.json").read_bytes() == TEKKEN.read_bytes()
 
@@ -160,8 +161,10 @@ def test_the_report_says_what_it_cost(folder: Path) -> None:
 
 
 def comparable(folder: Path) -> dict[str, object]:
-    """Every file's bytes; of the report all but the seconds."""
-    found: dict[str, object] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file's bytes; of the report all but the seconds, which its page tells too."""
+    found: dict[str, object] = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != REPORT_PAGE
+    }
     report = json.loads(found[REPORT])
     assert report.pop("seconds")
     return found | {REPORT: report}
@@ -234,7 +237,7 @@ def test_events_come_phase_by_phase(quick: None, source: Path, tmp_path: Path) -
     events: list[Event] = []
     export_small(source, tmp_path / "out", report=events.append)
     phases = list(dict.fromkeys(event.phase for event in events))
-    assert phases == ["samples", "vision", "encode", "layers", "measure", "source", "hash"]
+    assert phases == list(PHASES)
     for phase in phases:
         done = [event.done for event in events if event.phase == phase]
         assert done == sorted(done) or phase == "measure"  # positions are known once it has begun
@@ -306,9 +309,10 @@ def test_the_built_in_mix_fits_the_real_model() -> None:
     assert all(len(sample.prompt.ids) < MAX_SAMPLE_TOKENS for sample in encoded)
 
 
-# Nothing may be left behind, whatever fails and whenever.
+# Nothing half-written may be left where the artifact goes, whatever fails and whenever. What can be gone on
+# with stays beside it (see test_resume).
 
-PHASES = ("samples", "vision", "encode", "layers", "measure", "source", "hash")
+PHASES = ("samples", "plan", "vision", "encode", "layers", "measure", "source", "hash")
 
 
 def interrupt_at(phase: str, which: int) -> object:
@@ -327,17 +331,20 @@ def interrupt_at(phase: str, which: int) -> object:
 
 @pytest.mark.parametrize("which", [0, 1], ids=["begin", "end"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_ctrl_c_leaves_nothing(quick: None, source: Path, tmp_path: Path, phase: str, which: int) -> None:
+def test_ctrl_c_leaves_nothing_half_written(
+    quick: None, source: Path, tmp_path: Path, phase: str, which: int
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         export_small(source, tmp_path / "out", report=interrupt_at(phase, which))
-    assert list(tmp_path.iterdir()) == []
+    early = PHASES.index(phase) < PHASES.index("encode")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if early else [".out.partial"])
 
 
 def test_ctrl_c_leaves_the_old_export(quick: None, folder: Path, source: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         export_small(source, tmp_path / "out", force=True, report=interrupt_at("hash", 1))
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.partial"}
     assert comparable(tmp_path / "out") == comparable(folder)
 
 
@@ -355,7 +362,7 @@ def test_force_replaces_the_old_export(quick: None, folder: Path, source: Path, 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("shard", [1, 2, 3])
+@pytest.mark.parametrize("shard", [1, 2, 3, 4])
 def test_a_disk_that_fills_while_weights_are_written(
     quick: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int
 ) -> None:
@@ -369,7 +376,7 @@ def test_a_disk_that_fills_while_weights_are_written(
     monkeypatch.setattr(writer, "save_tensors", save)
     with pytest.raises(CapacityError, match=f"the disk of {tmp_path} is full; free some space"):
         export_small(source, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ([] if shard == 1 else [".out.partial"])
 
 
 @pytest.mark.parametrize(
@@ -388,7 +395,8 @@ def test_a_disk_that_fills_while_a_text_is_written(
     monkeypatch.setattr(Path, "write_text", write_text)
     with pytest.raises(CapacityError, match="is full"):
         export_small(source, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    late = name in (INDEX, REPORT, MANIFEST)
+    assert [path.name for path in tmp_path.iterdir()] == ([".out.partial"] if late else [])
 
 
 def test_a_graph_that_differs_from_torch_is_no_export(
@@ -424,7 +432,7 @@ def test_a_weight_that_is_not_finite_is_named(quick: None, tmp_path: Path, name:
     with pytest.raises(ExportError) as raised:
         export_small(source, tmp_path / "out")
     assert str(raised.value) == f"{name} contains NaN or infinity; check the checkpoint"
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert not (tmp_path / "out").exists()
 
 
 # What can be said at once is said before any work.
@@ -435,8 +443,13 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object, **__: object) -> None:
         raise AssertionError("this is too late for an error")
 
-    for name in ("default_samples", "export_vision", "encode", "quantize_layer"):
-        monkeypatch.setattr(pipeline, name, work)
+    for module, name in (
+        (pipeline, "default_samples"),
+        (pipeline, "export_vision"),
+        (decoder_export, "encode"),
+        (decoder_export, "quantize_layer"),
+    ):
+        monkeypatch.setattr(module, name, work)
 
 
 def refusal(source: Path, out: Path, recipe: Recipe = RECIPE, **options: object) -> str:
@@ -506,13 +519,25 @@ def test_errors_have_their_kind(source: Path, tmp_path: Path) -> None:
         export_small(tmp_path / "nothing", tmp_path / "out")
 
 
-def test_several_layers_share_a_shard(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three layers in shards of two: the last shard holds one, and its layer knows its own number."""
-    monkeypatch.setattr(pipeline, "layers_per_shard", lambda config: 2)
+def test_every_layer_has_a_shard_of_its_own(quick: None, tmp_path: Path) -> None:
     config = replace(CONFIG, decoder=replace(CONFIG.decoder, n_layers=3))
     write_synthetic(tmp_path / "source", config)
     out = export_small(tmp_path / "source", tmp_path / "out")
     weight_map = open_artifact(out).weight_map
     files = [weight_map[f"language_model.model.layers.{i}.mlp.up_proj.scales"] for i in range(3)]
-    assert files == [f"model-0000{i}-of-00004.safetensors" for i in (3, 3, 4)]
+    assert files == [f"model-0000{i}-of-00005.safetensors" for i in (3, 4, 5)]
     assert len(pixedge.load(out, device="cpu").engine.decoder.layers) == 3
+
+
+def test_too_little_memory_is_refused_unless_forced(
+    quick: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixedge_export.estimate.free_ram", lambda: 10**6)
+    with pytest.raises(
+        CapacityError, match=r"of memory \(1\.0 MB free\).*, so the memory will not do; free some"
+    ):
+        export_small(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    events: list[Event] = []
+    export_small(source, tmp_path / "out", force=True, report=events.append)
+    assert any(event.phase == "plan" and "will not do" in event.detail for event in events)

@@ -82,7 +82,7 @@ def with_vision(**changes: int | float) -> ModelConfig:
 
 
 def test_parity_on_unseen_sizes(tmp_path: Path) -> None:
-    rows = check_parity(make_export(tmp_path), tmp_path, CONFIG)
+    rows = check_parity(lambda: make_export(tmp_path), tmp_path, CONFIG)
     exact = [row for row in rows if row.graph == CPU_GRAPH]
     sizes = {(row.height, row.width) for row in exact}
     assert len(sizes) == len(exact) >= 8
@@ -106,7 +106,7 @@ def test_parity_over_geometries(seed: int, tmp_path: Path) -> None:
         image_size=patch * rng.randint(3, 9),
         rope_theta=rng.choice((100.0, 1e4)),
     )
-    assert check_parity(make_export(tmp_path, config, seed), tmp_path, config)
+    assert check_parity(lambda: make_export(tmp_path, config, seed), tmp_path, config)
 
 
 def test_parity_grids_of_pixtral() -> None:
@@ -222,7 +222,7 @@ def test_large_activations_stay_finite_in_float16(tmp_path: Path) -> None:
         encoder.multi_modal_projector.linear_1.weight.mul_(1e-3)
     save(encoder, tmp_path)
     export_vision(CONFIG, tmp_path, SHARD)
-    rows = check_parity(encoder, tmp_path, CONFIG)
+    rows = check_parity(lambda: encoder, tmp_path, CONFIG)
     assert {row.graph for row in rows} == {CPU_GRAPH, CUDA_GRAPH}
     model = onnx.load(tmp_path / CUDA_GRAPH, load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -237,9 +237,9 @@ def test_unrounded_encoder_is_compared_with_rounded_weights(tmp_path: Path) -> N
     encoder = make_export(tmp_path)
     before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
     assert any((weight.half().float() != weight).any() for weight in before.values())
-    check_parity(encoder, tmp_path, CONFIG)
+    check_parity(lambda: encoder, tmp_path, CONFIG)
     assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items())
-    assert check_parity(encoder.to(torch.float16), tmp_path, CONFIG)
+    assert check_parity(lambda: encoder.to(torch.float16), tmp_path, CONFIG)
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
@@ -251,14 +251,14 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match=r"vision_encoder_cpu.onnx on a picture of \d+x\d+ pixels differs .* 1e-04"
     ):
-        check_parity(encoder, tmp_path, CONFIG)
+        check_parity(lambda: encoder, tmp_path, CONFIG)
 
 
 def test_other_rotation_is_refused(tmp_path: Path) -> None:
     """Rotary tables do not matter to a picture of one patch; the larger ones must show the difference."""
     encoder = make_export(tmp_path)
     with pytest.raises(ExportError) as caught:
-        check_parity(encoder, tmp_path, with_vision(rope_theta=9_000.0))
+        check_parity(lambda: encoder, tmp_path, with_vision(rope_theta=9_000.0))
     assert "16x16" not in str(caught.value)
 
 
@@ -269,7 +269,7 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     save(encoder, tmp_path)
     export_vision(CONFIG, tmp_path, SHARD)
     with pytest.raises(ExportError, match="not finite"):
-        check_parity(encoder, tmp_path, CONFIG)
+        check_parity(lambda: encoder, tmp_path, CONFIG)
 
 
 def test_unfused_attention_is_refused(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_unfused_attention_is_refused(tmp_path: Path) -> None:
     node.attribute.extend(attributes)
     (tmp_path / CPU_GRAPH).write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="holds 2 MultiHeadAttention nodes, but the encoder has 3 layers"):
-        check_parity(encoder, tmp_path, CONFIG)
+        check_parity(lambda: encoder, tmp_path, CONFIG)
 
 
 def test_bad_shards_are_refused(tmp_path: Path) -> None:

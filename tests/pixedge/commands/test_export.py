@@ -140,7 +140,31 @@ def test_a_source_named_by_a_dot_still_has_a_name(run_export, source, monkeypatc
 def test_a_missing_source_is_a_sentence(tmp_path):
     result = CliRunner().invoke(main, ["export", str(tmp_path / "none")])
     assert result.exit_code == 1
-    assert result.stderr == f"pixedge: {tmp_path / 'none'} is not a folder; give the folder of a checkpoint\n"
+    assert result.stderr == (
+        f"pixedge: {tmp_path / 'none'} is not a folder; give the folder of a checkpoint, or a repository "
+        "such as mistralai/Pixtral-12B-2409\n"
+    )
+
+
+def test_a_repository_is_pulled_first(run_export, source, monkeypatch, tmp_path):
+    pulled = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        export_command, "pull_with_progress", lambda name, quiet: pulled.append((name, quiet)) or source
+    )
+    result = CliRunner().invoke(main, ["export", "mistralai/tiny", "--quiet"])
+    assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'tiny-pixedge-4bit'}\n"
+    assert pulled == [("mistralai/tiny", True)]
+    assert run_export.calls[0][0] == source
+
+
+@pytest.mark.parametrize("name", ["models/tyni", "nothing", "./owner/name", "a/b/c"])
+def test_a_slip_in_a_path_is_no_repository(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(export_command, "pull_with_progress", lambda *_, **__: pytest.fail("it was pulled"))
+    result = CliRunner().invoke(main, ["export", name])
+    assert result.exit_code == 1 and result.stderr.startswith(f"pixedge: {name} is not a folder; ")
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "pixedge_export"])
@@ -171,3 +195,36 @@ def test_ctrl_c_exits_130(run_export):
 
 def test_the_runtime_does_not_import_the_export_stage():
     assert "pixedge_export" not in vars(sys.modules["pixedge.commands.export"])
+
+
+def test_json_gives_one_object_a_line(run_export, tmp_path):
+    result = run_export("--json")
+    assert result.exit_code == 0
+    assert [json.loads(line) for line in result.stderr.splitlines()] == [
+        {"phase": "vision", "done": 1, "total": 2, "detail": "writing the ONNX graph"},
+        {"phase": "layers", "done": 1, "total": 4, "detail": "layer 1"},
+    ]
+    (line,) = result.stdout.splitlines()
+    found = json.loads(line)
+    assert found.pop("seconds") < 60
+    assert found == {
+        "folder": str(tmp_path / "tiny-pixedge-4bit"),
+        "bytes": 1_500_000 + len(json.dumps({"divergence_from_16_bits": DIVERGENCE})),
+        "divergence_from_16_bits": DIVERGENCE,
+    }
+
+
+@pytest.mark.parametrize(("phase", "told"), [("plan", True), ("samples", False)])
+def test_a_stopped_export_says_where_its_work_is_kept(run_export, monkeypatch, tmp_path, phase, told):
+    left = tmp_path / ".tiny-pixedge-4bit.partial"
+
+    def stopped(source, out, recipe, *, report, **options):
+        report(pipeline.Event(phase, 1, 1))
+        left.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "export", stopped)
+    result = run_export()
+    assert result.exit_code == 130
+    note = f"what is finished is kept in {left}; the same command goes on from there"
+    assert (note in result.stderr.splitlines()) == told
