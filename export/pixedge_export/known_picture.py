@@ -41,9 +41,9 @@ def known_scores(ids: tuple[int, ...], hidden: Tensor, head: Head, vision: Visio
     """Return the log-probability of every word behind the picture, in nats.
 
     ids: the conversation's. hidden: its states behind the last layer, [tokens, dim], which head maps to
-    logits [tokens, vocab].
+    logits.
     """
     places = torch.nonzero(kinds_of(ids, vision) == KINDS.index("image"))[:, 0]
     following = torch.tensor(ids)[places + 1]
-    logprobs = torch.log_softmax(head(hidden[places]).float(), -1).cpu()
+    logprobs = torch.log_softmax(torch.cat(list(head(hidden[places])), -1).float(), -1).cpu()
     return [round(score, 4) for score in logprobs[torch.arange(len(places)), following].tolist()]

@@ -1,5 +1,7 @@
 """The decoder's last norm and output head, twice: as the checkpoint has it, and in 8 bits as it is run."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -7,12 +9,12 @@ from pixedge.config import DecoderConfig
 from pixedge.decoder import RMSNorm
 from pixedge.linear import Int8Linear
 
-_ROWS = 8192
-"""Rows of the dense head that exist in float32 at a time."""
+_WORDS = 8192
+"""Words of a head that exist in float32 at a time, and so the logits."""
 
 
 class OutputHeads:
-    """Both map hidden states behind the last layer, float32 [tokens, dim], to logits [tokens, vocab]."""
+    """Map hidden states behind the last layer, float32 [tokens, dim], to logits, some words at a time."""
 
     def __init__(self, config: DecoderConfig, norm: Tensor, head: Tensor, device: torch.device) -> None:
         """Take the norm's weight [dim] and the head's [vocab, dim], in 16 bits."""
@@ -23,12 +25,17 @@ class OutputHeads:
         self._dense = head.to(device)
         self._int8 = Int8Linear(head, torch.float32, device)
 
-    def dense(self, x: Tensor) -> Tensor:
-        """Compute the logits with the weights as they are, in float32."""
+    def dense(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield logits [tokens, words] with the weights as they are, in float32."""
         normed = self._norm(x.to(self._device))
-        return torch.cat([normed @ rows.float().t() for rows in torch.split(self._dense, _ROWS)], -1)
+        for rows in torch.split(self._dense, _WORDS):
+            yield normed @ rows.float().t()
 
-    def int8(self, x: Tensor) -> Tensor:
-        """Compute the logits as the runtime does."""
-        logits: Tensor = self._int8(self._norm(x.to(self._device)))
-        return logits
+    def int8(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield logits [tokens, words] as the runtime computes them, in float32."""
+        normed = self._norm(x.to(self._device))
+        parts = zip(
+            torch.split(self._int8.weight, _WORDS), torch.split(self._int8.scales, _WORDS), strict=True
+        )
+        for weight, scales in parts:
+            yield self._int8.kernel.matmul(normed, weight, scales)

@@ -45,14 +45,12 @@ class Case:
         self.kinds = [torch.tensor(k) for k in ([0, 0, -1, 1, -1], [-1], [0, 1, 1, 1, 1, 1, 1, 1, -1])]
         self.weights = [torch.randn(11, 6, generator=generator) for _ in range(2)]
 
-    def dense_head(self, x: Tensor) -> Tensor:
-        return x @ self.weights[0].t()
+    def logits(self, which: int, x: Tensor) -> Tensor:
+        return x @ self.weights[which].t()
 
-    def head(self, x: Tensor) -> Tensor:
-        return x @ self.weights[1].t()
-
-    def measure(self, **options: object) -> dict[str, dict[str, Divergence]]:
-        return divergence(self.dense, self.others, self.kinds, self.dense_head, self.head, **options)
+    def measure(self, words: int = 4, **options: object) -> dict[str, dict[str, Divergence]]:
+        heads = (lambda x: self.logits(0, x).split(words, -1), lambda x: self.logits(1, x).split(words, -1))
+        return divergence(self.dense, self.others, self.kinds, *heads, **options)
 
 
 def directly(case: Case, model: str, kind: int) -> tuple[int, float, float]:
@@ -60,18 +58,19 @@ def directly(case: Case, model: str, kind: int) -> tuple[int, float, float]:
     kls, agreed = [], []
     for dense, other, kinds in zip(case.dense, case.others[model], case.kinds, strict=True):
         for place in torch.nonzero(kinds == kind)[:, 0]:
-            p = torch.softmax(case.dense_head(dense[place]).double(), 0)
-            q = torch.softmax(case.head(other[place]).double(), 0)
+            p = torch.softmax(case.logits(0, dense[place]).double(), 0)
+            q = torch.softmax(case.logits(1, other[place]).double(), 0)
             kls.append(sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)))
             agreed.append(int(p.argmax()) == int(q.argmax()))
     return len(kls), sum(kls) / len(kls), sum(agreed) / len(agreed)
 
 
+@pytest.mark.parametrize("words", [1, 4, 11])
 @pytest.mark.parametrize("chunk", [1, 3, 256])
-def test_equals_a_direct_computation(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_a_direct_computation(chunk: int, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", chunk)
     case = Case()
-    found = case.measure()
+    found = case.measure(words)
     assert list(found) == ["near", "far"]
     for model, kinds in found.items():
         for number, kind in enumerate(("text", "image")):
@@ -90,6 +89,20 @@ def test_equal_models_do_not_diverge() -> None:
     for value in found["same"].values():
         assert value.kl == pytest.approx(0, abs=1e-6) and value.top1 == 1
     assert all(value.kl > 0.1 for value in found["far"].values())
+
+
+@pytest.mark.parametrize("shift", [0.0, 300.0, -300.0])
+def test_large_logits_neither_overflow_nor_cost_precision(shift: float) -> None:
+    """Their exponentials would be infinite in float32, or nothing; what is added to all changes nothing."""
+    case = Case()
+    expected = case.measure()
+    real = case.logits
+    case.logits = lambda which, x: real(which, x) + shift * (which + 1)
+    found = case.measure()
+    for model, kinds in expected.items():
+        for kind, value in kinds.items():
+            assert found[model][kind].kl == pytest.approx(value.kl, abs=2e-4)
+            assert found[model][kind].top1 == value.top1
 
 
 def test_a_kind_without_positions_is_left_out() -> None:
