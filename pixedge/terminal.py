@@ -82,20 +82,25 @@ def _bars(keep: bool) -> Iterator[Report]:
 
 def _lines(keep: bool, clock: Callable[[], float]) -> Report:
     current = ""
-    shown = clock()
+    shown = start = clock()
+    already = 0
 
     def report(phase: str, done: int, total: int, detail: str = "") -> None:
-        nonlocal current, shown
+        nonlocal current, shown, start, already
         begins = phase != current
         current = phase
         now = clock()
         if begins:
-            shown = now
+            # what was done before, by a run that was stopped, tells nothing of this one's speed
+            shown, start, already = now, now, done
         if not (begins and keep) and now - shown < _PLAIN_INTERVAL:
             return
         shown = now
         share = f" {done / total:.0%}" if total and not begins else ""
-        click.echo(f"{phase}{share}{f' {detail}' if detail else ''}", err=True)
+        left = ""
+        if already < done < total:
+            left = f" ({duration((total - done) * (now - start) / (done - already))} left)"
+        click.echo(f"{phase}{share}{f' {detail}' if detail else ''}{left}", err=True)
 
     return report
 
@@ -116,6 +121,18 @@ def size(n_bytes: int) -> str:
         value /= 1000
         del units[0]
     return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people.
+
+    >>> duration(42), duration(100), duration(12000)
+    ('42 s', '2 min', '3 h 20 min')
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

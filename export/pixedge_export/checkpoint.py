@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
 from pixedge.errors import CheckpointError
@@ -27,6 +26,7 @@ from pixedge_export.canonical import (
     to_interleaved,
     to_mistral_name,
 )
+from pixedge_export.mapped_tensor import map_tensor
 from pixedge_export.safetensors_header import StoredTensor, read_header
 from pixedge_export.safetensors_writer import save_tensors
 
@@ -80,9 +80,8 @@ class Checkpoint:
         """
         stored = self._stored[name]
         try:
-            with safe_open(stored.file, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(stored.name)
-        except (SafetensorError, OSError) as error:
+            tensor = map_tensor(stored)
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{stored.file}: {stored.name} cannot be read any more ({error})"
             ) from error

@@ -16,7 +16,7 @@ import torch
 
 from pixedge.config import DecoderConfig, ModelConfig
 from pixedge.errors import CapacityError
-from pixedge.terminal import size
+from pixedge.terminal import duration, size
 from pixedge_export.activations import StreamLengths
 from pixedge_export.layers import ERROR_ROWS, Recipe
 from pixedge_export.vision import parity_grids
@@ -55,7 +55,7 @@ class Estimate:
             f"{size(round(wanted[name]))} of {name}" + ("" if have is None else f" ({size(have)} free)")
             for name, have in free.items()
         ]
-        told = f"{', '.join(parts)} and {_duration(self.seconds)}"
+        told = f"{', '.join(parts)} and {duration(self.seconds)}"
         short = [name for name, have in free.items() if have is not None and have < wanted[name]]
         if short:
             raise CapacityError(
@@ -151,11 +151,3 @@ def _products_a_second(device: torch.device) -> float:
         float((a @ a)[0, 0])  # reading it waits for the GPU
         best = min(best, time.perf_counter() - start)
     return _ROWS**3 / best
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return "less than a minute"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -21,12 +21,16 @@ _ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as a file's header describes it; dtype in safetensors' spelling, such as BF16."""
+    """One tensor as a file's header describes it; dtype in safetensors' spelling, such as BF16.
+
+    start: the place of its first byte, from the beginning of the file.
+    """
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    start: int
     nbytes: int
 
 
@@ -47,7 +51,8 @@ def read_header(file: Path) -> list[StoredTensor]:
         )
     try:
         header = json.loads(text)
-        spans = [_parse(file, name, entry) for name, entry in header.items() if name != "__metadata__"]
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        spans = [_parse(file, 8 + length, name, entry) for name, entry in entries.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is not a safetensors file, or its header is corrupt; fetch it again"
@@ -70,11 +75,11 @@ def read_header(file: Path) -> list[StoredTensor]:
     return [tensor for tensor, _, _ in spans]
 
 
-def _parse(file: Path, name: str, entry: dict[str, Any]) -> tuple[StoredTensor, int, int]:
+def _parse(file: Path, data: int, name: str, entry: dict[str, Any]) -> tuple[StoredTensor, int, int]:
     """Give a header entry's tensor and the first and last byte of its data."""
     start, stop = map(_whole, entry["data_offsets"])
     shape = tuple(map(_whole, entry["shape"]))
-    return StoredTensor(file, name, str(entry["dtype"]), shape, stop - start), start, stop
+    return StoredTensor(file, name, str(entry["dtype"]), shape, data + start, stop - start), start, stop
 
 
 def _whole(value: object) -> int:

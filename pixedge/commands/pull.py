@@ -1,6 +1,5 @@
 """``pixedge pull``: a checkpoint from a hub to a folder that ``pixedge export`` reads."""
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -53,7 +52,7 @@ def pull_with_progress(
 
 
 class Meter:
-    """Shows bytes as how much, how fast and, in a file, how long still; a terminal's bar has the latter."""
+    """Shows bytes as how much and how fast; how long still is the bar's matter."""
 
     # A few pictures a second are enough, and the speed is that of the last half minute.
     INTERVAL = 0.1
@@ -62,7 +61,6 @@ class Meter:
     def __init__(self, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
         """Hand every step worth showing on to report."""
         self._report, self._clock = report, clock
-        self._names_time = not sys.stderr.isatty()
         self._phase = ""
         self._steps: deque[tuple[float, int]] = deque()  # when, and the bytes that were done then
 
@@ -85,15 +83,7 @@ class Meter:
         if now - start < 1 or after == before:
             return text
         speed = (after - before) / (now - start)
-        left = f", {_duration((total - done) / speed)} left" if self._names_time and done < total else ""
-        return f"{text}, {size(round(speed))}/s{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes >= 100:
-        return f"{minutes / 60:.0f} h"
-    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+        return f"{text}, {size(round(speed))}/s"
 
 
 def _summary(folder: Path) -> str:

@@ -53,8 +53,18 @@ def test_a_file_gets_a_line_for_each_phase_and_one_each_ten_seconds(capsys):
     assert out == ""
     lines = err.splitlines()
     assert lines[0] == "layers layer 0"
-    assert lines[1:-1] == [f"layers {done}% layer {done}" for done in (20, 40, 60, 80)]
+    left = {20: 40, 40: 30, 60: 20, 80: 10}
+    assert lines[1:-1] == [f"layers {done}% layer {done} ({left[done]} s left)" for done in left]
     assert lines[-1] == "hash"
+
+
+def test_what_an_earlier_run_did_tells_nothing_of_the_time_that_is_left(capsys):
+    clock = Clock()
+    with progress(keep=True, clock=clock) as report:
+        report("layers", 50, 100)
+        clock.now = 60
+        report("layers", 60, 100)
+    assert capsys.readouterr().err.splitlines() == ["layers", "layers 60% (4 min left)"]
 
 
 def test_a_file_does_not_see_a_quick_load(capsys):
@@ -66,7 +76,7 @@ def test_a_file_does_not_see_a_quick_load(capsys):
         assert capsys.readouterr().err == ""
         clock.now = 10.0
         report("weights", 3, 4)
-    assert capsys.readouterr().err == "weights 75%\n"
+    assert capsys.readouterr().err == "weights 75% (5 s left)\n"
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -83,9 +83,9 @@ def test_what_does_not_fit_is_refused_with_the_numbers(
     with pytest.raises(CapacityError) as raised:
         Estimate(5.62 * GB, 0, 10.4 * GB, 30).check(tmp_path, CPU)
     assert str(raised.value) == (
-        "the export takes about 5.6 GB of memory (4.0 GB free), 10.4 GB of disk (5.0 GB free) and less than "
-        "a minute, so the memory and the disk will not do; free some, use fewer or smaller samples, or try "
-        "all the same with --force"
+        "the export takes about 5.6 GB of memory (4.0 GB free), 10.4 GB of disk (5.0 GB free) and 30 s, so "
+        "the memory and the disk will not do; free some, use fewer or smaller samples, or try all the same "
+        "with --force"
     )
 
 
