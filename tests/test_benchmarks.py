@@ -38,3 +38,12 @@ def test_answers(tmp_path_factory):
         # the first token waits for everything before it
         assert seconds["first_token"] >= seconds["image_decode"] + seconds["encode"] + seconds["prefill"]
         assert row["prompt_tokens"] > row["image_tokens"] > 0 and row["completion_tokens"] == 4
+
+
+def test_solver(tmp_path):
+    found = last_line(tmp_path, "solver.py", "--rows", 1024, "--repeats", 1)
+    (row,) = found["sizes"]
+    assert (row["out"], row["in"], row["rows"]) == (512, 256, 1024)
+    # on rows that it has not seen, the solver loses less than rounding does
+    assert 0 < row["ours"]["error"] < 0.8 * row["rtn_error"]
+    assert row["ours"]["solve_seconds"] > 0
