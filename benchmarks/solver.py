@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from pixedge.commands.peak_memory import peak_memory
 from pixedge.packing import dequantize
-from pixedge_export.gptq import HessianAccumulator, quantize_gptq, quantize_rtn
+from pixedge_export.gptq import quantize_gptq, quantize_rtn
+from pixedge_export.hessian import HessianAccumulator
 from pixedge_export.layers import Recipe
 
 SMALL = ((512, 256),)

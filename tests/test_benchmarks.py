@@ -47,3 +47,12 @@ def test_solver(tmp_path):
     # on rows that it has not seen, the solver loses less than rounding does
     assert 0 < row["ours"]["error"] < 0.8 * row["rtn_error"]
     assert row["ours"]["solve_seconds"] > 0
+
+
+def test_bits(tmp_path):
+    """On a few samples; with so few, only what is far apart can be told apart."""
+    names = ["rtn", "exported", "no catching up"]
+    found = last_line(tmp_path, "bits.py", "--samples", 12, "--variants", *names)
+    assert found["calibration_samples"] == [12] and list(found["variants"]) == names
+    rtn, exported, _ = (found["variants"][name]["image"]["kl"][0] for name in names)
+    assert 0 < exported < 0.7 * rtn

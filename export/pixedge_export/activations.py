@@ -77,8 +77,11 @@ class StreamLengths:
 
     @property
     def nbytes(self) -> int:
-        """The most bytes that the streams take on disk: all four, in front of a layer and behind it."""
-        return 2 * (sum(self.calibration) + 3 * sum(self.held_out)) * self.dim * _ITEM
+        """The most bytes that the streams take on disk: all, in front of a layer and behind it.
+
+        In between there is one stream more, of the calibration samples.
+        """
+        return (5 * sum(self.calibration) + 2 * 3 * sum(self.held_out)) * self.dim * _ITEM
 
 
 class StoredStreams(Streams):
@@ -91,7 +94,8 @@ class StoredStreams(Streams):
             setattr(self, name, self._open(name, file))
 
     def _open(self, name: str, file: str) -> Activations:
-        tokens = self.lengths.calibration if name == "calibration" else self.lengths.held_out
+        held_out = name in ("dense", "rtn", "quantized")
+        tokens = self.lengths.held_out if held_out else self.lengths.calibration
         return Activations(self.folder / file, tokens, self.lengths.dim)
 
     def are_whole(self) -> bool:
@@ -116,6 +120,11 @@ class StoredStreams(Streams):
         """Let a stream be the same as another one, file and all."""
         self.files[name] = self.files[other]
         setattr(self, name, getattr(self, other))
+
+    def drop(self, name: str) -> None:
+        """Let a stream be no more; its file stays until ``forget_past``."""
+        del self.files[name]
+        delattr(self, name)
 
     def forget_past(self) -> None:
         """Remove the files that no stream is in."""

@@ -18,7 +18,8 @@ from pixedge_export.encoder import VisionEncoder, encode
 from pixedge_export.events import Event, Reporter
 from pixedge_export.journal import Journal
 from pixedge_export.known_picture import known_scores
-from pixedge_export.layers import LINEARS, LayerRunner, LinearError, Recipe, Step, quantize_layer
+from pixedge_export.layer_runner import LayerRunner
+from pixedge_export.layers import LINEARS, LinearError, Recipe, Step, quantize_layer
 from pixedge_export.output_heads import OutputHeads
 from pixedge_export.weights import Weights
 from pixedge_export.writer import ShardWriter
@@ -59,9 +60,20 @@ class DecoderExport:
             return x
 
         streams.move("calibration", map(embed, calibration))
+        streams.share("target", "calibration")
         streams.move("dense", map(embed, held_out))
         streams.share("rtn", "dense")
         streams.share("quantized", "dense")
+
+    def counts(self, calibration: Sequence[EncodedSample]) -> list[Tensor]:
+        """Tell how much each token of every sample counts in calibration: [tokens] each."""
+        vision = self.config.vision
+        of_image = (vision.image_token_id, vision.image_break_token_id, vision.image_end_token_id)
+        found = []
+        for sample in calibration:
+            is_image = torch.isin(torch.tensor(sample.prompt.ids), torch.tensor(of_image))
+            found.append(torch.where(is_image, self.recipe.image_weight, 1.0))
+        return found
 
     def quantize(self, journal: Journal, streams: StoredStreams) -> None:
         """Quantise all layers that are not finished yet, each to a shard of its own."""

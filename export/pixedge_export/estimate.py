@@ -139,6 +139,11 @@ def _products(config: ModelConfig, recipe: Recipe, lengths: StreamLengths, done:
         for n_in, n_out in zip(inputs, outputs, strict=True):
             work += calibration * n_in**2 / 2 + n_in**3 / 6 * (3 if n_out > n_in else 1)
             work += 3 * n_out * n_in**2  # solving, polishing, and the error
+        if recipe.catch_up:
+            work += calibration * (layer + attention + d.dim * (inputs[1] + inputs[3]))
+            for n_in, n_out in zip(inputs, outputs, strict=True):
+                work += calibration * n_in * d.dim + 3 * n_out * n_in**2 / 2
+                work += 2 * n_out * n_in**2 if n_in == d.dim else 0
     return work * (d.n_layers - done)
 
 

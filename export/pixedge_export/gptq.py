@@ -14,6 +14,16 @@ of H itself, which is what `_solve` does: H = L L^T, and with e the error of one
 so, columns going from the last to the first, each term is smallest when column p is rounded from
 w[p] + sum_{k > p} L[k, p] / L[p, p] e[k]. One Cholesky factor replaces an inverse and two factors:
 a quarter of the work, and nothing is inverted.
+
+What a linear's output should be need not be W x. Where x comes out of layers that are quantised already, it
+is a little wrong, and a linear can make up for some of that (Li et al. 2025, arXiv 2504.02692). With
+d the difference between the wanted output and W x, summed to C = 2/n sum d x^T,
+
+    2/n sum ||W x + d - V x||^2 = tr((U - V) H (U - V)^T) + a constant,  where U = W + C H^-1,
+
+so U could be quantised in place of W. That paper corrects column by column with those that are still to
+come; solving for U corrects with all, and the factor of H is at hand. But C H^-1 is a regression, and with
+few rows to a column it follows chance, so only a share of it is taken (see `_make_up`).
 """
 
 import math
@@ -25,6 +35,7 @@ from torch import Tensor
 
 from pixedge.errors import ExportError
 from pixedge.packing import NIBBLES, ZERO_POINT, QuantizedWeight, dequantize
+from pixedge_export.hessian import BLOCK, Shortfall
 
 ScaleSearch = Literal["absmax", "uniform", "activation"]
 
@@ -44,72 +55,20 @@ _CLIP_RATIOS = tuple(0.02 * k for k in range(20, 55))
 """Candidates for a group's scale, as shares of absmax / 7.5: 0.40 to 1.08. Above 1, because -8 reaches
 further than 7.5."""
 
-_HESSIAN_BLOCK = 2048
-
-
-class HessianAccumulator:
-    """H = 2/n sum x^T x over the calibration inputs of one linear (or several that share their input).
-
-    What is kept is the plain float32 sum; the factor 2/n is applied once, on reading. Rescaling a running
-    mean at every batch, as is often done, rounds the whole matrix each time. float32 is enough: a sum over
-    a million tokens of activations up to 1e4 is 1e14, far from the limit of 3e38, and its relative error
-    of about 1e-6 is far below the damping. Only the blocks on and above the diagonal are summed, which
-    halves the work for wide layers.
-    """
-
-    def __init__(self, in_features: int, device: torch.device | str, name: str = "a linear") -> None:
-        """Start from zero; name is the linear's, for the errors."""
-        self.n = 0
-        """Rows added so far."""
-        self.name = name
-        self._sum = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)  # [in, in]
-
-    def add(self, x: Tensor) -> None:
-        """Add inputs, [rows, in] of any floating type. Raises ExportError where one is not finite."""
-        size = self._sum.shape[0]
-        assert x.dim() == 2 and x.shape[1] == size, f"expected [rows, {size}], got {list(x.shape)}"
-        x = x.to(device=self._sum.device, dtype=torch.float32)
-        if not bool(torch.isfinite(x).all()):
-            raise ExportError(
-                f"The calibration inputs of {self.name} contain NaN or infinity; check the checkpoint, or "
-                "calibrate in float32."
-            )
-        for lo in range(0, size, _HESSIAN_BLOCK):
-            hi = min(lo + _HESSIAN_BLOCK, size)
-            self._sum[lo:hi, lo:].addmm_(x[:, lo:hi].t(), x[:, lo:])
-        self.n += x.shape[0]
-
-    def hessian(self) -> Tensor:
-        """Return H as float32 [in, in], symmetric; the sum becomes it, so nothing can be added any more.
-
-        Raises ExportError if nothing was added.
-        """
-        if self.n == 0:
-            raise ExportError(
-                f"No calibration input reached {self.name}; give at least one calibration sample."
-            )
-        size = self._sum.shape[0]
-        h = self._sum.mul_(2.0 / self.n)
-        del self._sum
-        for lo in range(0, size, _HESSIAN_BLOCK):
-            hi = min(lo + _HESSIAN_BLOCK, size)
-            h[hi:, lo:hi] = h[lo:hi, hi:].t()
-            diagonal = h[lo:hi, lo:hi]
-            diagonal.copy_((diagonal + diagonal.t()) / 2)
-        return h
-
 
 @dataclass(frozen=True)
 class GptqResult:
     """A solved linear.
 
-    error: ||X (W - V)^T|| / ||X W^T|| over the calibration inputs X. damp_used: the damping that the
-    Cholesky factorisation needed, as a share of H's mean diagonal.
+    target: the weight that was rounded, float32 [out, in]: the given one or, with a shortfall, one that makes
+    up for a share of it, 0 to 1. damp_used: the damping that the Cholesky factorisation needed, as a share of
+    H's mean diagonal.
     """
 
     quantized: QuantizedWeight
-    error: float
+    target: Tensor
     damp_used: float
+    share: float
 
 
 def round_scales(scales: Tensor, name: str = "a linear") -> Tensor:
@@ -146,7 +105,7 @@ def search_scales(
     rows = max(1, 2**20 // in_features)  # about 4 MB at a time stay in the cache
     chunks = []
     for lo in range(0, weight.shape[0], rows):
-        w = weight[lo : lo + rows].to(torch.float32)
+        w = weight[lo : lo + rows].to(torch.float32).contiguous()  # it is read once for every candidate
         grouped = w.reshape(w.shape[0], -1, group_size)  # [rows, groups, group]
         base = grouped.abs().amax(-1) / 7.5
         best = round_scales(base, name)
@@ -184,6 +143,7 @@ def quantize_gptq(
     block_size: int = 128,
     scale_search: ScaleSearch = "activation",
     polish: int = 1,
+    shortfall: Shortfall | None = None,
     name: str = "a linear",
 ) -> GptqResult:
     """Quantise a weight to 4 bits under its Hessian.
@@ -197,6 +157,8 @@ def quantize_gptq(
     scale_search: "absmax" takes absmax / 7.5, "uniform" searches for the least squared error, and
     "activation" weighs that error by H's diagonal.
     polish: how many times `_polish` goes over the solution.
+    shortfall: what the outputs lack, for the same inputs as the Hessian's; it is taken. None where they
+    should be W x.
     Returns the weight on the Hessian's device. Raises ExportError where a value is not finite, the weight
     does not fit the groups, a scale is too large, or H is not positive definite with any damping.
     """
@@ -209,15 +171,7 @@ def quantize_gptq(
     hessian = hessian.to(torch.float32)
     if not bool(torch.isfinite(hessian).all()):
         raise ExportError(f"The Hessian of {name} contains NaN or infinity; check the calibration data.")
-    w = weight.to(device=hessian.device, dtype=torch.float32)
     diagonal = hessian.diagonal()
-
-    if scale_search == "absmax":
-        scales = round_scales(w.view(w.shape[0], -1, group_size).abs().amax(-1) / 7.5, name)
-    else:
-        importance = diagonal.clamp(min=0) if scale_search == "activation" else None
-        scales = search_scales(w, group_size, importance, name)
-
     if act_order:
         first_to_last = torch.argsort(diagonal, descending=True, stable=True)
     else:
@@ -226,14 +180,23 @@ def quantize_gptq(
     factor, damp_used = _damped_cholesky(hessian, order, damp, name)
 
     # Everything below is [in, out], so that a column of the weight is one contiguous row.
-    wt = w.t().contiguous()
+    wt = weight.to(device=hessian.device, dtype=torch.float32).t()
+    wt = wt.clone(memory_format=torch.contiguous_format)
+    share = 0.0
+    if shortfall is not None:
+        share = _make_up(wt, shortfall, factor, order, damp_used * _mean_diagonal(hessian), name)
+    if scale_search == "absmax":
+        scales = round_scales(wt.view(-1, group_size, wt.shape[1]).abs().amax(1).t() / 7.5, name)
+    else:
+        importance = diagonal.clamp(min=0) if scale_search == "activation" else None
+        scales = search_scales(wt.t(), group_size, importance, name)
     st = scales.t().contiguous()  # [groups, out]
     levels = _solve(wt, st, factor, order, group_size, block_size)
     del factor
     for _ in range(polish):
         _polish(wt, st, levels, hessian, damp_used * _mean_diagonal(hessian), group_size)
     quantized = _quantized(levels.t(), st.t().contiguous(), group_size)
-    return GptqResult(quantized, relative_error_from_hessian(w, quantized, hessian), damp_used)
+    return GptqResult(quantized, wt.t(), damp_used, share)
 
 
 def relative_output_error(weight: Tensor, quantized: QuantizedWeight, x: Tensor) -> float:
@@ -264,8 +227,8 @@ def _ratio(lost: float, whole: float) -> float:
 def _quadratic_form(a: Tensor, h: Tensor) -> float:
     """Compute tr(a^T h a) for a [in, out] and a symmetric h, reading only h's upper blocks."""
     total = 0.0
-    for lo in range(0, a.shape[0], _HESSIAN_BLOCK):
-        hi = lo + _HESSIAN_BLOCK
+    for lo in range(0, a.shape[0], BLOCK):
+        hi = lo + BLOCK
         part = h[lo:hi, lo:hi] @ a[lo:hi]
         if hi < a.shape[0]:
             part.addmm_(h[lo:hi, hi:], a[hi:], alpha=2)
@@ -320,8 +283,8 @@ def _damped_cholesky(hessian: Tensor, order: Tensor, damp: float, name: str) -> 
     unit = _mean_diagonal(hessian)
     while damp <= 1:
         permuted = torch.empty_like(hessian)  # a part at a time: an intermediate would be as large again
-        for lo in range(0, len(order), _HESSIAN_BLOCK):
-            permuted[lo : lo + _HESSIAN_BLOCK] = hessian[order[lo : lo + _HESSIAN_BLOCK]][:, order]
+        for lo in range(0, len(order), BLOCK):
+            permuted[lo : lo + BLOCK] = hessian[order[lo : lo + BLOCK]][:, order]
         permuted.diagonal().add_(damp * unit)
         # Factored in place. It is symmetric, so its transpose is the same in the order that LAPACK wants.
         factor, info = permuted.t(), torch.empty((), dtype=torch.int32, device=hessian.device)
@@ -333,6 +296,38 @@ def _damped_cholesky(hessian: Tensor, order: Tensor, damp: float, name: str) -> 
         f"The Hessian of {name} is not positive definite even with a damping of 1; "
         "check the calibration data, or export with --method rtn."
     )
+
+
+def _make_up(
+    wt: Tensor, shortfall: Shortfall, factor: Tensor, order: Tensor, damping: float, name: str
+) -> float:
+    """Add to wt, [in, out] in natural order, what makes up for a shortfall; return the share of it taken.
+
+    The whole of it would be P = C M with M = (H + damping)^-1. On other inputs a share s of it lowers the
+    squared error by 2 s tr(P K^T) - s^2 tr(P H P^T), K being the C of infinitely many inputs. The C of one
+    half of the samples knows nothing of the chance in the other's, so the two halves' product is what the
+    first trace is on average; with D half of their difference it is tr(C M C^T) - tr(D M D^T).
+    """
+    total, difference = shortfall.take()
+    if not bool(torch.isfinite(total).all()):
+        raise ExportError(f"What the 16-bit {name} gives contains NaN or infinity; check the checkpoint.")
+    half = torch.linalg.solve_triangular(factor, difference.t()[order], upper=False)
+    del difference
+    chance = _squares(half)
+    half = torch.linalg.solve_triangular(factor, total.t()[order], upper=False)
+    del total
+    whole = _squares(half)
+    change = torch.linalg.solve_triangular(factor.t(), half, upper=True)
+    del half
+    spent = whole - damping * _squares(change)
+    share = min(1.0, max(0.0, (whole - chance) / spent)) if spent > 0 else 0.0
+    wt.index_add_(0, order, change, alpha=share)
+    return share
+
+
+def _squares(a: Tensor) -> float:
+    """Sum the squares of all elements, a part at a time."""
+    return sum(float(part.square().sum(dtype=torch.float64)) for part in torch.split(a, BLOCK))
 
 
 def _solve(wt: Tensor, st: Tensor, factor: Tensor, order: Tensor, group_size: int, block_size: int) -> Tensor:

@@ -1,32 +1,27 @@
 """Quantising the decoder one layer at a time, while measuring what it costs.
 
-Three streams of activations run through the layers side by side. The calibration stream is what GPTQ solves
-for: it always comes out of layers that are quantised already. The held-out samples run three times, through
-the dense layers, through layers rounded to nearest, and through the layers that are exported; they give the
-error of every linear and, after the output head, the divergence of the whole model, without two models ever
-being in memory together.
+Streams of activations run through the layers side by side. The calibration samples run twice: through the
+layers that are quantised already, which is what GPTQ solves for, and through the dense ones, which is where
+it should lead. The held-out samples run three times, through the dense layers, through layers rounded to
+nearest, and through the layers that are exported; they give the error of every linear and, after the output
+head, the divergence of the whole model, without two models ever being in memory together.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pixedge.config import DecoderConfig, ModelConfig
-from pixedge.decoder import DecoderLayer, WholeSequences
+from pixedge.config import ModelConfig
 from pixedge.errors import ExportError, UsageError
-from pixedge.packing import NIBBLES, QuantizedWeight, dequantize
-from pixedge.rope import rotary_1d
+from pixedge.packing import NIBBLES, QuantizedWeight
 from pixedge.tensor_shapes import expected_shapes, is_quantized
-from pixedge_export.gptq import (
-    HessianAccumulator,
-    ScaleSearch,
-    quantize_gptq,
-    quantize_rtn,
-    relative_output_error,
-)
+from pixedge_export.gptq import GptqResult, ScaleSearch, quantize_gptq, quantize_rtn, relative_output_error
+from pixedge_export.hessian import HessianAccumulator, Shortfall
+from pixedge_export.layer_runner import FIRST_NORM, MIDDLE_NORM, LayerRunner
 
 Method = Literal["gptq", "rtn"]
 
@@ -37,6 +32,9 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("mlp.down_proj",),
 )
 """The linears of a layer in the order of their inputs; those of one stage share their input."""
+
+_NORMS = {STAGES[0][0]: FIRST_NORM, STAGES[2][0]: MIDDLE_NORM}
+"""The norm of the residual stream that a stage reads; what the other stages give is added to that stream."""
 
 LINEARS = tuple(name for stage in STAGES for name in stage)
 
@@ -50,7 +48,9 @@ class Recipe:
 
     group_size: inputs that share a scale. damping: share of the Hessian's mean diagonal that is added to it.
     act_order: solve columns by falling activation (groups keep their natural order). scale_search, polish:
-    see ``quantize_gptq``. With "rtn" only group_size matters. Raises UsageError for a value out of range.
+    see ``quantize_gptq``. catch_up: let each linear make up for the errors in front of it, as far as they
+    can be foreseen. image_weight: how much a picture's token counts in calibration, against a text token's 1.
+    With "rtn" only group_size matters. Raises UsageError for a value out of range.
     """
 
     method: Method = "gptq"
@@ -59,6 +59,8 @@ class Recipe:
     act_order: bool = True
     scale_search: ScaleSearch = "activation"
     polish: int = 1
+    catch_up: bool = True
+    image_weight: float = 0.25
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -72,6 +74,8 @@ class Recipe:
             raise UsageError(f"damping is {self.damping}; use a share above 0, at most 1")
         if self.polish < 0:
             raise UsageError(f"polish is {self.polish}; use 0 or more")
+        if not 0 < self.image_weight < math.inf:
+            raise UsageError(f"image_weight is {self.image_weight}; use a number above 0, such as 1")
 
     def check_fits(self, config: ModelConfig) -> None:
         """Raise ExportError when a linear of the decoder cannot be cut into groups and packed."""
@@ -85,7 +89,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LinearError:
-    """Relative output error ||x (W - V)^T|| / ||x W^T|| of one linear on held-out inputs x, by method."""
+    """Relative output error ||x (W - V)^T|| / ||x W^T|| of one linear on held-out inputs x, by method.
+
+    W is the weight that was rounded: the dense one, or where linears catch up the one that does so.
+    """
 
     layer: int
     linear: str
@@ -96,20 +103,30 @@ class LinearError:
 Step = Callable[[str, LinearError | None], None]
 """Gets a linear's name when its work begins, and once more with what it costs."""
 
-STREAMS = ("calibration", "dense", "rtn", "quantized")
+STREAMS = ("calibration", "target", "dense", "rtn", "quantized")
 
 
 class Streams:
-    """Residual streams between two layers, in memory: one float32 [tokens, dim] for each sample."""
+    """Residual streams between two layers, in memory: one float32 [tokens, dim] for each sample.
+
+    calibration, target: the calibration samples, as they come out of the quantised layers and of the dense
+    ones. dense, rtn, quantized: the held-out samples likewise.
+    """
 
     calibration: Sequence[Tensor]
+    target: Sequence[Tensor]
+    middle: Sequence[Tensor]
+    """The target between attention and feed-forward, only while a layer is at work."""
+    counts: Sequence[Tensor] | None = None
+    """How much each token of the calibration samples counts, [tokens] each; all alike where None."""
     dense: Sequence[Tensor]
     rtn: Sequence[Tensor]
     quantized: Sequence[Tensor]
 
     def __init__(self, calibration: Sequence[Tensor], held_out: Sequence[Tensor]) -> None:
-        """Start the three held-out streams alike."""
-        self.calibration, self.dense, self.rtn, self.quantized = calibration, held_out, held_out, held_out
+        """Start the streams of the same samples alike."""
+        self.calibration = self.target = calibration
+        self.dense = self.rtn = self.quantized = held_out
 
     def move(self, name: str, samples: Iterable[Tensor]) -> None:
         """Let a stream go on as ``samples``."""
@@ -119,68 +136,9 @@ class Streams:
         """Let a stream be the same as another one."""
         setattr(self, name, getattr(self, other))
 
-
-class _Reached(Exception):
-    """Carries a linear's input out of a forward pass that need not go on."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.x = x
-
-
-class LayerRunner:
-    """A dense decoder layer that runs whole samples, one at a time."""
-
-    def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> None:
-        """Make room for one layer on ``device``; it computes in ``dtype``, and samples stay in float32."""
-        self.config, self.device, self.dtype = config, device, dtype
-        self.layer = DecoderLayer(
-            config, lambda i, o: nn.Linear(i, o, bias=False, device=device, dtype=dtype)
-        ).to(device, dtype)
-        self.layer.requires_grad_(False)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill the layer from canonical tensors by their names inside it."""
-        self.layer.load_state_dict(dict(tensors), strict=True)
-
-    def weight(self, linear: str) -> Tensor:
-        """Return a linear's weight [out, in] as it is now."""
-        weight = self.layer.get_submodule(linear).weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    def replace(self, linear: str, quantized: QuantizedWeight) -> None:
-        """Let a linear compute with its quantised weight."""
-        self.weight(linear).copy_(dequantize(quantized, torch.float32))
-
-    @torch.inference_mode()
-    def forward(self, x: Tensor) -> Tensor:
-        """Run one sample [tokens, dim] through the whole layer; back in float32 on the CPU."""
-        return self._run(x).float().cpu()
-
-    @torch.inference_mode()
-    def inputs(self, linear: str, samples: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield a linear's input [tokens, in] for each sample; nothing behind the linear is computed."""
-
-        def reach(module: nn.Module, args: tuple[Tensor]) -> None:
-            raise _Reached(args[0])
-
-        handle = self.layer.get_submodule(linear).register_forward_pre_hook(reach)
-        try:
-            for x in samples:
-                try:
-                    self._run(x)
-                except _Reached as reached:
-                    yield reached.x
-        finally:
-            handle.remove()
-
-    def _run(self, x: Tensor) -> Tensor:
-        tokens = len(x)
-        positions = torch.arange(tokens, device=self.device)
-        cos, sin = rotary_1d(positions, self.config.head_dim, self.config.rope_theta)
-        out: Tensor = self.layer(0, x.to(self.device, self.dtype), cos, sin, WholeSequences(tokens))
-        return out
+    def drop(self, name: str) -> None:
+        """Let a stream be no more."""
+        delattr(self, name)
 
 
 def quantize_layer(
@@ -199,6 +157,11 @@ def quantize_layer(
     """
     runner.load(tensors())
     streams.move("dense", map(runner.forward, streams.dense))
+    catching_up = recipe.method == "gptq" and recipe.catch_up
+    before = streams.target
+    if catching_up:
+        streams.move("middle", runner.inputs(MIDDLE_NORM, before))
+        streams.move("target", map(runner.forward, before))
     for name in LINEARS:
         runner.replace(name, quantize_rtn(runner.weight(name), recipe.group_size, _title(index, name)))
     streams.move("rtn", map(runner.forward, streams.rtn))
@@ -206,12 +169,16 @@ def quantize_layer(
 
     chosen: dict[str, QuantizedWeight] = {}
     errors: list[LinearError] = []
-    for stage in STAGES:
+    for at, stage in enumerate(STAGES):
         progress(stage[0], None)
         held_out = _held_out_rows(runner, stage[0], streams.quantized)
-        hessian = None
-        if recipe.method == "gptq":
-            hessian = _hessian(runner, stage[0], streams.calibration, _title(index, stage[0]))
+        hessian = shortfall = None
+        title = _title(index, stage[0])
+        if catching_up:
+            wanted = (before, streams.middle, streams.middle, streams.target)[at]
+            hessian, shortfall = _hessian_and_shortfall(runner, stage[0], streams, wanted, title)
+        elif recipe.method == "gptq":
+            hessian = _hessian(runner, stage[0], streams, title)
         for name in stage:
             if name != stage[0]:
                 progress(name, None)
@@ -221,15 +188,22 @@ def quantize_layer(
             if hessian is None:
                 best, quantized = nearest, rtn
             else:
-                best = _solve(weight, hessian, recipe, _title(index, name))
-                quantized = relative_output_error(weight, best, held_out)
+                own = shortfall.through(weight) if shortfall and stage[0] in _NORMS else shortfall
+                solved = _solve(weight, hessian, own, recipe, _title(index, name))
+                best = solved.quantized
+                quantized = relative_output_error(solved.target, best, held_out)
+                del solved
             chosen[name] = QuantizedWeight(best.q.cpu(), best.scales.cpu(), best.group_size)
             errors.append(LinearError(index, name, rtn, quantized))
             progress(name, errors[-1])
-        del hessian
+        del hessian, shortfall
         for name in stage:
             runner.replace(name, chosen[name])
     streams.move("calibration", map(runner.forward, streams.calibration))
+    if catching_up:
+        streams.drop("middle")
+    else:
+        streams.share("target", "calibration")
     if recipe.method == "rtn":
         streams.share("quantized", "rtn")
     else:
@@ -237,15 +211,46 @@ def quantize_layer(
     return chosen, errors
 
 
-def _hessian(runner: LayerRunner, linear: str, samples: Sequence[Tensor], title: str) -> Tensor:
+def _hessian(runner: LayerRunner, linear: str, streams: Streams, title: str) -> Tensor:
     """Sum the Hessian [in, in] of a linear's inputs."""
     accumulator = HessianAccumulator(runner.weight(linear).shape[1], runner.device, title)
-    for x in runner.inputs(linear, samples):
-        accumulator.add(x)
+    for x, counts in zip(runner.inputs(linear, streams.calibration), _counts(streams), strict=True):
+        accumulator.add(x, counts)
     return accumulator.hessian()
 
 
-def _solve(weight: Tensor, hessian: Tensor, recipe: Recipe, title: str) -> QuantizedWeight:
+def _hessian_and_shortfall(
+    runner: LayerRunner, linear: str, streams: Streams, wanted: Sequence[Tensor], title: str
+) -> tuple[Tensor, Shortfall]:
+    """Sum the Hessian [in, in] of a linear's inputs, and what is missing there.
+
+    At a linear that reads a norm that is what its inputs lack; at the others, what the residual stream lacks
+    that they have added to. wanted: that stream as it should be.
+    """
+    out_features, in_features = runner.weight(linear).shape
+    norm = _NORMS.get(linear)
+    accumulator = HessianAccumulator(in_features, runner.device, title)
+    shortfall = Shortfall(in_features if norm else out_features, in_features, runner.device)
+    samples = streams.calibration
+    if norm:
+        for x, goal, counts in zip(runner.inputs(linear, samples), wanted, _counts(streams), strict=True):
+            accumulator.add(x, counts)
+            shortfall.add(runner.norm(norm, goal) - x, x, counts)
+    else:
+        reached = runner.additions(linear, samples)
+        for (x, stream), goal, counts in zip(reached, wanted, _counts(streams), strict=True):
+            accumulator.add(x, counts)
+            shortfall.add(goal.to(stream) - stream, x, counts)
+    return accumulator.hessian(), shortfall
+
+
+def _counts(streams: Streams) -> Sequence[Tensor | None]:
+    return [None] * len(streams.calibration) if streams.counts is None else streams.counts
+
+
+def _solve(
+    weight: Tensor, hessian: Tensor, shortfall: Shortfall | None, recipe: Recipe, title: str
+) -> GptqResult:
     return quantize_gptq(
         weight,
         hessian,
@@ -254,8 +259,9 @@ def _solve(weight: Tensor, hessian: Tensor, recipe: Recipe, title: str) -> Quant
         act_order=recipe.act_order,
         scale_search=recipe.scale_search,
         polish=recipe.polish,
+        shortfall=shortfall,
         name=title,
-    ).quantized
+    )
 
 
 def _held_out_rows(runner: LayerRunner, linear: str, samples: Sequence[Tensor]) -> Tensor:

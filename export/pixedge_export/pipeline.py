@@ -167,6 +167,7 @@ class _Run:
                 decoder.embed(calibration, held_out, self._encoder().to(self.device), streams)
             journal.layers, journal.streams = 0, dict(streams.files)
             journal.save()
+        streams.counts = decoder.counts(calibration)
         del calibration, held_out  # the pixels with them
         decoder.quantize(journal, streams)
         with self._phase("measure", 1, journal.seconds, "divergence from 16 bits"):

@@ -26,6 +26,7 @@ def assert_same(found: object, expected: list[Tensor]) -> None:
 def begin(folder: Path) -> StoredStreams:
     streams = StoredStreams(folder, {}, LENGTHS)
     streams.move("calibration", draw(LENGTHS.calibration, 1))
+    streams.share("target", "calibration")
     streams.move("dense", draw(LENGTHS.held_out, 2))
     streams.share("rtn", "dense")
     streams.share("quantized", "dense")
@@ -71,11 +72,13 @@ def test_moving_keeps_the_past_until_it_is_forgotten(tmp_path: Path) -> None:
     streams = begin(tmp_path)
     past = dict(streams.files)
     assert set(past) == set(STREAMS)
-    for name in ("dense", "rtn", "calibration", "quantized"):
+    for name in ("dense", "target", "rtn", "calibration", "quantized"):
         streams.move(name, (2 * x for x in getattr(streams, name)))
     again = StoredStreams(tmp_path, past, LENGTHS)
     assert again.are_whole()
-    assert_same(again.calibration, draw(LENGTHS.calibration, 1))
+    for name in ("calibration", "target"):
+        assert_same(getattr(again, name), draw(LENGTHS.calibration, 1))
+        assert_same(getattr(streams, name), [2 * x for x in draw(LENGTHS.calibration, 1)])
     for name in ("dense", "rtn", "quantized"):
         assert_same(getattr(again, name), draw(LENGTHS.held_out, 2))
         assert_same(getattr(streams, name), [2 * x for x in draw(LENGTHS.held_out, 2)])
@@ -90,7 +93,7 @@ def test_streams_go_on_for_many_layers(tmp_path: Path) -> None:
         for name in STREAMS:
             streams.move(name, (x + 1 for x in getattr(streams, name)))
         streams.forget_past()
-        assert len(list(tmp_path.iterdir())) == 4
+        assert len(list(tmp_path.iterdir())) == len(STREAMS)
     assert_same(streams.quantized, [sum([1] * 5, x) for x in draw(LENGTHS.held_out, 2)])
 
 
@@ -105,8 +108,10 @@ def test_a_file_that_is_cut_short_is_not_whole(tmp_path: Path) -> None:
 def test_the_bytes_foreseen_are_the_most_there_can_be(tmp_path: Path) -> None:
     streams = begin(tmp_path)
     for turn in range(2):
-        for name in STREAMS:
-            streams.move(name, iter(getattr(streams, name)))
+        for name in ("middle", *STREAMS):
+            streams.move(name, iter(getattr(streams, "calibration" if name == "middle" else name)))
         most = sum(path.stat().st_size for path in tmp_path.iterdir())
         assert most == LENGTHS.nbytes if turn else most < LENGTHS.nbytes
+        streams.drop("middle")
         streams.forget_past()
+        assert not list(tmp_path.glob("middle.*"))

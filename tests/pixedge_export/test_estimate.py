@@ -46,7 +46,7 @@ def test_time_grows_with_layers_and_falls_with_those_that_are_done() -> None:
 
 
 def test_disk_holds_the_artifact_and_the_streams() -> None:
-    tokens = sum(LENGTHS.calibration) + 3 * sum(LENGTHS.held_out)
+    tokens = 2.5 * sum(LENGTHS.calibration) + 3 * sum(LENGTHS.held_out)
     assert of().disk == estimate_bytes(PIXTRAL_12B, Recipe()) + 2 * 4 * 5120 * tokens
 
 

@@ -13,11 +13,12 @@ from pixedge.decoder import Decoder, WholeSequences
 from pixedge.errors import ExportError, UsageError
 from pixedge.packing import QuantizedWeight, dequantize
 from pixedge_export import layers
-from pixedge_export.gptq import HessianAccumulator, quantize_rtn, relative_output_error
+from pixedge_export.gptq import quantize_gptq, quantize_rtn, relative_output_error
+from pixedge_export.hessian import HessianAccumulator, Shortfall
+from pixedge_export.layer_runner import LayerRunner
 from pixedge_export.layers import (
     LINEARS,
     STAGES,
-    LayerRunner,
     LinearError,
     Recipe,
     Streams,
@@ -101,6 +102,9 @@ def test_streams_equal_whole_decoders(decoder: Decoder, recipe: Recipe) -> None:
     assert_streams_equal(with_weights(decoder, rounded), streams.rtn, held_out)
     assert_streams_equal(with_weights(decoder, quantized), streams.quantized, held_out)
     assert_streams_equal(with_weights(decoder, quantized), streams.calibration, calibration)
+    if recipe is GPTQ:
+        assert_streams_equal(decoder, streams.target, calibration)
+        assert not hasattr(streams, "middle")
     # else the comparisons above would say little
     assert (streams.dense[0] - streams.quantized[0]).abs().max() > 1e-2
     if recipe is GPTQ:
@@ -145,9 +149,9 @@ def hessian_inputs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tensor]]:
     seen: dict[str, list[Tensor]] = {}
 
     class Spy(HessianAccumulator):
-        def add(self, x: Tensor) -> None:
+        def add(self, x: Tensor, counts: Tensor | None = None) -> None:
             seen.setdefault(self.name, []).append(x.clone())
-            super().add(x)
+            super().add(x, counts)
 
     monkeypatch.setattr(layers, "HessianAccumulator", Spy)
     return seen
@@ -195,16 +199,110 @@ def test_within_a_layer_each_stage_sees_the_stages_before_it_quantised(
         done |= {name: chosen[name] for name in stage}
 
 
-def test_errors_are_those_of_held_out_inputs(decoder: Decoder) -> None:
+def test_linears_are_told_what_they_lack_of_the_dense_model(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2/n sum d x^T from whole decoders, where every module's input and output can be had at once.
+
+    x is read behind a quantised first layer and the stages before. What q, k, v, gate and up lack is W times
+    what their input lacks of the dense one. What o and down lack is what the residual stream lacks after
+    them, with their own weight still dense.
+    """
+    given: dict[str, Tensor] = {}
+    take = Shortfall.take
+
+    def spy(weight: Tensor, hessian: Tensor, group_size: int, **options: object) -> object:
+        def keep(shortfall: Shortfall) -> tuple[Tensor, Tensor]:
+            total, difference = take(shortfall)
+            given[str(options["name"])] = total.clone()
+            return total, difference
+
+        monkeypatch.setattr(Shortfall, "take", keep)
+        return quantize_gptq(weight, hessian, group_size, **options)
+
+    monkeypatch.setattr(layers, "quantize_gptq", spy)
+    start = embed(decoder, LENGTHS, 1)
+    (first, chosen), _ = quantize_all(decoder, Streams(list(start), embed(decoder, HELD_OUT, 2)), GPTQ)
+    assert len(given) == 2 * len(LINEARS)
+    assert all(not given[f"layer 0 {name}"].any() for name in STAGES[0])  # nothing is amiss there yet
+
+    done: dict[str, QuantizedWeight] = {}
+    for at, stage in enumerate(STAGES):
+        before = with_weights(decoder, [first, done])
+        x = torch.cat(inputs_of(before, 1, stage[0], start))
+        for name in stage:
+            if at in (0, 2):
+                weight = decoder.layers[1].get_submodule(name).weight
+                lacking = (torch.cat(inputs_of(decoder, 1, stage[0], start)) - x) @ weight.t()
+            else:
+                behind = "post_attention_layernorm" if at == 1 else None
+                streams = [stream_of(model, 1, behind, start) for model in (decoder, before)]
+                lacking = streams[0] - streams[1]
+            expected = 2 / len(x) * lacking.t() @ x
+            assert (given[f"layer 1 {name}"] - expected).norm() < 1e-3 * expected.norm() > 0
+        done |= {name: chosen[name] for name in stage}
+
+
+def stream_of(decoder: Decoder, index: int, module: str | None, start: list[Tensor]) -> Tensor:
+    """Return the residual stream as a layer's module reads it, or behind the layer: [tokens, dim]."""
+    if module is not None:
+        return torch.cat(inputs_of(decoder, index, module, start))
+    caught: list[Tensor] = []
+    handle = decoder.layers[index].register_forward_hook(lambda _, args, out: caught.append(out))
+    for x in start:
+        hidden(decoder, x)
+    handle.remove()
+    return torch.cat(caught)
+
+
+@pytest.mark.parametrize("catch_up", [False, True])
+def test_tokens_that_count_nothing_change_nothing(decoder: Decoder, catch_up: bool) -> None:
+    """Cut off at the end of samples, or counted as nothing there: the same weights."""
+    recipe = replace(GPTQ, catch_up=catch_up)
+    whole = embed(decoder, (40, 30, 30, 40), 1)
+    half = Streams(list(whole), embed(decoder, HELD_OUT, 2))
+    half.counts = [torch.where(torch.arange(len(x)) < len(x) // 2, 1.0, 0.0) for x in whole]
+    cut = Streams([x[: len(x) // 2] for x in whole], embed(decoder, HELD_OUT, 2))
+    (by_counts,), _ = quantize_all(decoder, half, recipe, 1)
+    (by_cutting,), _ = quantize_all(decoder, cut, recipe, 1)
+    for name in LINEARS:
+        same = (by_counts[name].q == by_cutting[name].q).float().mean()
+        assert same > 0.99, name
+    plain = Streams(list(whole), embed(decoder, HELD_OUT, 2))
+    (all_alike,), _ = quantize_all(decoder, plain, recipe, 1)
+    assert not torch.equal(all_alike["self_attn.q_proj"].q, by_cutting["self_attn.q_proj"].q)
+
+
+def test_without_catching_up_the_dense_stream_is_not_computed(decoder: Decoder) -> None:
+    streams = Streams(embed(decoder, LENGTHS, 1), embed(decoder, HELD_OUT, 2))
+    quantize_all(decoder, streams, replace(GPTQ, catch_up=False), 1)
+    assert streams.target is streams.calibration
+
+
+@pytest.mark.parametrize("catch_up", [False, True])
+def test_errors_are_those_of_held_out_inputs(
+    decoder: Decoder, catch_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding to nearest is compared with the dense weight, GPTQ with what it was asked to round."""
+    asked: dict[str, Tensor] = {}
+
+    def spy(weight: Tensor, *args: object, **options: object) -> object:
+        result = quantize_gptq(weight, *args, **options)
+        asked[str(options["name"])] = result.target.clone()
+        assert catch_up or torch.equal(result.target, weight)
+        return result
+
+    monkeypatch.setattr(layers, "quantize_gptq", spy)
     held_out = embed(decoder, HELD_OUT, 2)
-    (chosen,), errors = quantize_all(decoder, Streams(embed(decoder, LENGTHS, 1), list(held_out)), GPTQ, 1)
+    streams = Streams(embed(decoder, LENGTHS, 1), list(held_out))
+    (chosen,), errors = quantize_all(decoder, streams, replace(GPTQ, catch_up=catch_up), 1)
     for error in errors:
         stage = next(stage for stage in STAGES if error.linear in stage)
         before = {name: chosen[name] for earlier in STAGES[: STAGES.index(stage)] for name in earlier}
         x = torch.cat(inputs_of(with_weights(decoder, [before]), 0, error.linear, held_out))
         weight = decoder.layers[0].get_submodule(error.linear).weight
         assert error.layer == 0
-        expected = relative_output_error(weight, chosen[error.linear], x)
+        expected = relative_output_error(asked[f"layer 0 {error.linear}"], chosen[error.linear], x)
         assert error.quantized == pytest.approx(expected, rel=1e-4)
         assert error.rtn == pytest.approx(
             relative_output_error(weight, quantize_rtn(weight, 32), x), rel=1e-4
@@ -288,6 +386,7 @@ def test_an_unknown_tensor_of_a_layer_is_not_dropped(decoder: Decoder) -> None:
         ({"damping": 0.0}, "damping is 0.0; use a share above 0, at most 1"),
         ({"damping": float("nan")}, "damping is nan; use a share above 0, at most 1"),
         ({"polish": -1}, "polish is -1; use 0 or more"),
+        ({"image_weight": 0}, "image_weight is 0; use a number above 0, such as 1"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(values: dict, sentence: str) -> None:

@@ -136,6 +136,8 @@ def test_the_manifest_says_what_was_done(folder: Path) -> None:
         "act_order": True,
         "scale_search": "activation",
         "polish": 1,
+        "catch_up": True,
+        "image_weight": 0.25,
     }
     calibration = manifest["calibration"]
     # 8 of the mix: one picture and one text are held out, and the known picture is measured on too

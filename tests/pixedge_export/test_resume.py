@@ -79,7 +79,7 @@ for _ in sys.stdin:
     child = os.fork()
     if child == 0:
         def report(event):
-            os.write(1, b"event\n")  # one write: a kill cannot part the word from its line's end
+            os.write(1, b"event\\n")  # one write: a kill cannot part the word from its line's end
         pipeline.export(Path(sys.argv[1]), Path(sys.argv[2]), RECIPE, samples=int(sys.argv[3]), device="cpu",
                         threads=1, report=report)
         os._exit(0)
