@@ -48,7 +48,7 @@ def destination(
             (partial / _ARTIFACT).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ExportError(
-                f"{partial} cannot be made ({error.strerror}); choose another --out, or check the parent"
+                f"{partial} cannot be made ({error.strerror}); choose another folder, or check the parent"
             ) from error
         with _alone(partial, out):
             try:
@@ -63,7 +63,7 @@ def destination(
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise CapacityError(
-                f"the disk of {place.parent} is full; free some space, or choose another --out"
+                f"the disk of {place.parent} is full; free some space, or choose another folder"
             ) from error
         raise
 
@@ -92,7 +92,7 @@ def _alone(partial: Path, out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ExportError(
-                f"another export is writing to {out}; wait until it ends, or choose another --out"
+                f"another export is writing to {out}; wait until it ends, or choose another folder"
             ) from error
         yield
     finally:
@@ -102,10 +102,10 @@ def _alone(partial: Path, out: Path) -> Iterator[None]:
 def _check(out: Path, place: Path, force: bool, source: Path, calibration: Path | None) -> None:
     """Refuse to write into or over what is read, and over anything but an artifact that may be replaced."""
     if place.is_relative_to(source.resolve()):
-        raise ExportError(f"{out} is the checkpoint's folder {source} or inside it; choose another --out")
+        raise ExportError(f"{out} is the checkpoint's folder {source} or inside it; choose another folder")
     for folder in (source, calibration):
         if folder is not None and folder.resolve().is_relative_to(place):
-            raise ExportError(f"{out} would replace {folder}, which is read; choose another --out")
+            raise ExportError(f"{out} would replace {folder}, which is read; choose another folder")
     if not place.exists():
         return
     if os.path.ismount(place):
@@ -113,10 +113,10 @@ def _check(out: Path, place: Path, force: bool, source: Path, calibration: Path 
     if place.is_dir() and not any(place.iterdir()):
         return
     if not (place / MANIFEST).is_file():
-        raise ExportError(f"{out} exists and is not an exported folder; choose another --out")
+        raise ExportError(f"{out} exists and is not an exported folder; choose another folder")
     if not force:
         raise ExportError(
-            f"{out} already holds an export; add --force to replace it, or choose another --out"
+            f"{out} already holds an export; add --force to replace it, or choose another folder"
         )
 
 
@@ -126,7 +126,7 @@ def _check_room(partial: Path, n_bytes: int) -> None:
     if free < n_bytes:
         raise CapacityError(
             f"the export takes about {size(n_bytes)} and the disk of {partial.parent} has {size(free)} free; "
-            "free some space, or choose another --out"
+            "free some space, or choose another folder"
         )
 
 

@@ -197,14 +197,14 @@ def test_what_is_not_an_export_is_never_replaced(tmp_path: Path, source: Path) -
     file.write_text("text")
     for out in (photos, file):
         assert refusal(out, source, force=True) == (
-            f"{out} exists and is not an exported folder; choose another --out"
+            f"{out} exists and is not an exported folder; choose another folder"
         )
 
 
 def test_an_export_is_replaced_only_with_force(tmp_path: Path, source: Path) -> None:
     out = make(tmp_path / "out", "old")
     assert refusal(out, source) == (
-        f"{out} already holds an export; add --force to replace it, or choose another --out"
+        f"{out} already holds an export; add --force to replace it, or choose another folder"
     )
 
 
@@ -212,7 +212,7 @@ def test_an_export_is_replaced_only_with_force(tmp_path: Path, source: Path) -> 
 def test_the_checkpoint_is_not_written_into(source: Path, below: str) -> None:
     out = source / below
     assert refusal(out, source, force=True) == (
-        f"{out} is the checkpoint's folder {source} or inside it; choose another --out"
+        f"{out} is the checkpoint's folder {source} or inside it; choose another folder"
     )
 
 
@@ -224,14 +224,14 @@ def test_an_export_that_holds_what_is_read_is_not_replaced(tmp_path: Path, sourc
         f"{out} would replace {out / 'checkpoint'}"
     )
     message = refusal(out, source, force=True, calibration=out / "samples")
-    assert message == f"{out} would replace {out / 'samples'}, which is read; choose another --out"
+    assert message == f"{out} would replace {out / 'samples'}, which is read; choose another folder"
 
 
 def test_a_parent_that_is_a_file_is_a_sentence(tmp_path: Path, source: Path) -> None:
     (tmp_path / "file").write_text("text")
     message = refusal(tmp_path / "file" / "out", source)
     assert message == (
-        f"{tmp_path / 'file' / '.out.partial'} cannot be made (Not a directory); choose another --out, or "
+        f"{tmp_path / 'file' / '.out.partial'} cannot be made (Not a directory); choose another folder, or "
         "check the parent"
     )
 
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_is_a_sentence(tmp_path: Path, source: Path) -> Non
         destination(tmp_path / "out", 0, force=False, source=source),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert str(raised.value) == f"the disk of {tmp_path} is full; free some space, or choose another --out"
+    assert str(raised.value) == f"the disk of {tmp_path} is full; free some space, or choose another folder"
     with pytest.raises(PermissionError), destination(tmp_path / "out", 0, force=False, source=source):
         raise PermissionError(errno.EACCES, "Permission denied")
     assert names(tmp_path) == {"checkpoint"}

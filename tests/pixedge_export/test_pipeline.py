@@ -494,7 +494,7 @@ def test_a_destination_that_cannot_be(no_work: None, source: Path, tmp_path: Pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert "is not an exported folder" in refusal(source, tmp_path / "out", force=True)
-    assert "or inside it; choose another --out" in refusal(source, source / "out")
+    assert "or inside it; choose another folder" in refusal(source, source / "out")
 
 
 def test_a_disk_that_is_too_small(
@@ -505,7 +505,7 @@ def test_a_disk_that_is_too_small(
     message = refusal(source, tmp_path / "out")
     assert message == (
         f"the export takes about {size(estimate_bytes(CONFIG, RECIPE))} and the disk of {tmp_path} has 1.0 "
-        "MB free; free some space, or choose another --out"
+        "MB free; free some space, or choose another folder"
     )
 
 
