@@ -74,8 +74,8 @@ def table(found: Any) -> str:
     lines.append(
         f"Pixtral-12B's shape with random weights, {machine['cores']} cores of {machine['cpu']}, "
         f"{decoder['kernels']} kernels, {found['date']}. {layers} of 40 layers and the head were timed "
-        f"and 40 reckoned. The limit is {reads} of memory that was read, or {rate} of torch's bfloat16 product, "
-        "measured between the cases in the same run."
+        f"and 40 reckoned. The limit is {reads} of memory that was read, or {rate} of torch's bfloat16 "
+        "product, measured between the cases in the same run."
     )
     return "\n".join(lines) + "\n"
 
