@@ -51,7 +51,7 @@ def write_pages(pages: Tensor, scales: Tensor | None, x: Tensor, page: Tensor, o
 def read_pages(
     pages: Tensor, scales: Tensor | None, table: Tensor, length: int, heads: slice, dtype: torch.dtype
 ) -> Tensor:
-    """Gather the first ``length`` tokens of the pages in ``table`` [n]: ``dtype`` [heads, length, head_dim]."""
+    """Gather the first ``length`` tokens of the pages in ``table`` [n]: [heads, length, head_dim]."""
     table = table[: -(-length // PAGE)]
     found = pages[table, heads]  # [n, heads, 16, head_dim]
     if scales is not None:
@@ -78,7 +78,9 @@ def attend_pages(
     _check_pages(*keys, q.dtype)
     _check_pages(*values, q.dtype)
     assert heads % kv_heads == 0 and len(table) * PAGE >= end, f"{end} tokens in {len(table)} pages"
-    grouped = q.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)  # [kv_heads, groups, tokens, head_dim]
+    grouped = q.reshape(tokens, kv_heads, -1, head_dim).permute(
+        1, 2, 0, 3
+    )  # [kv_heads, groups, tokens, head_dim]
     out = torch.empty(tokens, kv_heads, heads // kv_heads, head_dim, dtype=q.dtype, device=q.device)
     at_once = max(1, GATHERED_BYTES // (2 * end * head_dim * q.element_size()))
     for part in (slice(at, at + at_once) for at in range(0, kv_heads, at_once)):
