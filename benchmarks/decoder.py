@@ -5,8 +5,8 @@
 
 A few layers are made and their time is scaled to the real number of them; the output head is timed by itself
 and counted once. Weights differ from layer to layer, so that no cache holds them all. The machine's limits,
-how fast it reads memory and multiplies matrices, are measured between the cases, in every round: other work on
-the machine then slows both. Figures are medians. The last line is JSON.
+how fast it reads memory and multiplies matrices, are measured between the cases, in every round: other work
+on the machine then slows both. Figures are medians. The last line is JSON.
 """
 
 import argparse
@@ -80,7 +80,8 @@ def random_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.devi
     layers = [DecoderLayer(config, linear) for _ in range(config.n_layers)]
     decoder.layers = nn.ModuleList(layers)
     decoder.config = config
-    decoder.to(device, dtype)
+    for norm in decoder.parameters():  # weights keep their own types
+        norm.data = norm.data.to(device, dtype)
     fuse(layers)
     head = torch.empty(config.vocab_size, config.dim, dtype=torch.bfloat16)
     head.normal_(0, config.dim**-0.5, generator=generator)
@@ -256,9 +257,8 @@ def main() -> None:
     del decoder, parts
     depth, rows = whole.decoder.n_layers, []
     read_limit = (depth * layer_bytes + head_bytes) / limits.bytes_per_second
-    print(
-        f"memory is read at {limits.bytes_per_second / 1e9:.1f} GB/s: no token before {1e3 * read_limit:.1f} ms"
-    )
+    speed = limits.bytes_per_second / 1e9
+    print(f"memory is read at {speed:.1f} GB/s: no token before {1e3 * read_limit:.1f} ms")
     print(f"products of {args.dtype} run at {limits.operations_per_second / 1e9:.0f} GFLOP/s")
     print(f"{args.layers} layers timed; {depth} and the head reckoned:")
     for case, (layers, head) in found.items():
