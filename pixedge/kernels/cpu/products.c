@@ -45,11 +45,11 @@ struct product {
     uint16_t *y;       /* [rows, outputs] */
     struct bytes_rows rounded;
     int64_t outputs;
-    atomic_int next_row, next_item;
+    atomic_int next_row;
+    struct pixedge_runs runs;
 };
 
 static void multiply(void *context, int thread, int threads) {
-    (void)thread, (void)threads;
     struct product *p = context;
     const struct kernels *k = pixedge_kernels;
     const int64_t inputs = p->rounded.inputs, group = p->rounded.group;
@@ -68,7 +68,8 @@ static void multiply(void *context, int thread, int threads) {
     const int64_t blocks = (p->outputs + BLOCK - 1) / BLOCK;
     const int64_t step = pixedge_blocks_at_once(inputs * (p->four ? BLOCK / 2 : BLOCK));
     float sum[MOST_ROWS * BLOCK];
-    for (int64_t i; (i = pixedge_next(&p->next_item)) * step < blocks;) {
+    int tried = 0;
+    for (int64_t i; (i = pixedge_next_in_run(&p->runs, (blocks + step - 1) / step, thread, threads, &tried)) >= 0;) {
         for (int64_t block = i * step; block < blocks && block < (i + 1) * step; block++) {
             if (p->four) {
                 k->int4_block(p->four, block, &p->rounded, sum);
