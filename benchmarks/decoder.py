@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from pixedge.commands.peak_memory import peak_memory
 from pixedge.config import DecoderConfig, ModelConfig
 from pixedge.decoder import Decoder, DecoderLayer
-from pixedge.kv_cache import KVCache
+from pixedge.kernels.attention import PAGE
+from pixedge.kv_cache import PagedStep, PagePool
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.loading import DTYPES, choose_device
 from pixedge.packing import QuantizedWeight
@@ -88,13 +89,16 @@ def measure_decoder(
     """Time one token behind `context` others, the head, and a prompt of `prompt` tokens; seconds each."""
     weight = decoder.norm.weight
     device, dtype = weight.device, weight.dtype
-    cache = KVCache(config, max(context + 1, prompt), dtype, device)
-    for store in (cache.keys, cache.values):
+    pages = -(-max(context + 1, prompt) // PAGE)
+    pool = PagePool.allocate(config, pages, dtype, device)
+    for store in (pool.keys, pool.values):
         store.normal_()
+    table = torch.arange(pages, dtype=torch.int32)[None]
 
     def run(x: Tensor, length: int) -> Tensor:
-        cache.length = length
-        out: Tensor = decoder(x, torch.arange(length, length + len(x), device=device), cache)
+        start, count = (torch.tensor([number], dtype=torch.int32) for number in (length, len(x)))
+        step = PagedStep(pool, table, start, count)
+        out: Tensor = decoder(x, torch.arange(length, length + len(x), device=device), step)
         return out
 
     token = torch.randn(1, config.dim, device=device).to(dtype)
