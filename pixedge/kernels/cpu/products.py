@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pixedge.kernels.cpu.library import Int4Weight, Int8Weight, aligned_empty, library, pointer
+from pixedge.kernels.cpu.many_rows import int4_many_rows
 from pixedge.packing import GptqWeight, QuantizedWeight
 
 BLOCK = 16
@@ -64,6 +65,8 @@ class Int4Cpu:
             return functional.linear(x, dequantize_lines(weight, scales, zeros).to(x.dtype))
         x, packed = x.contiguous(), int4_weight(weight, scales, zeros)
         assert x.shape[1] == packed.inputs
+        if len(x) > MOST_ROWS and (many := int4_many_rows(x, packed)) is not None:
+            return many
         if len(x) > FEW_ROWS:
             dense = torch.empty(packed.outputs, packed.inputs, dtype=x.dtype)
             opened.pixedge_int4_unpack(ctypes.byref(packed), pointer(dense))
