@@ -79,6 +79,10 @@ _SIGNATURES = {
         c_int,
         [c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long, c_void_p],
     ),
+    "pixedge_flash": (
+        c_int,
+        [c_void_p, c_long, c_long, *(c_void_p,) * 4, c_long, c_long, c_void_p, c_long, c_void_p],
+    ),
     "pixedge_int8_few_rows": (c_int, [POINTER(Int8Weight), c_void_p, c_int64, c_void_p]),
     "pixedge_int4_unpack": (None, [POINTER(Int4Weight), c_void_p]),
     "pixedge_int4_repack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
