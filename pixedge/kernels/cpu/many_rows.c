@@ -5,6 +5,7 @@
  * multiplied with all rows of the chunk. So a weight is unpacked once per chunk, and what comes from beyond L2 is the
  * activations once per `wide` outputs and the packed weight once.
  */
+#define _GNU_SOURCE
 #include "many_rows.h"
 
 #include "tiles.h"
