@@ -1,7 +1,7 @@
 """Compiles pixedge's CPU kernels; everything else about the package stands in pyproject.toml.
 
-The library is plain C that is loaded through ctypes. It is optional: where there is no compiler, or not a Unix
-one, the package installs without it and torch serves, more slowly.
+The library is plain C that is loaded through ctypes. It is optional: where there is no compiler, or not a
+Unix one, the package installs without it and torch serves, more slowly.
 """
 
 import sys
@@ -26,6 +26,5 @@ def library(name: str, folder: str) -> Extension:
     )
 
 
-setup(
-    ext_modules=[] if sys.platform == "win32" else [library("pixedge.kernels.cpu._cpu", "pixedge/kernels/cpu")]
-)
+libraries = [library("pixedge.kernels.cpu._cpu", "pixedge/kernels/cpu")]
+setup(ext_modules=[] if sys.platform == "win32" else libraries)

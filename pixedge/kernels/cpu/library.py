@@ -136,7 +136,7 @@ def announce() -> None:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return memory that a kernel reads: aligned to a line of 64 bytes, and in large pages where it is large."""
+    """Return memory for a kernel to read: aligned to lines of 64 bytes, in large pages where it is large."""
     count = dtype.itemsize
     for size in shape:
         count *= size
@@ -147,6 +147,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     start = -memory.data_ptr() % LARGE_PAGE
     opened.pixedge_large_pages(memory.data_ptr() + start, count)
     return memory[start : start + count].view(dtype).view(shape)
+
+
+def release(tensor: Tensor) -> None:
+    """Give back the memory of a tensor that is read no more; if it maps a file, the file's pages leave."""
+    opened = _open()
+    if opened is not None and tensor.device.type == "cpu":
+        opened.pixedge_release(pointer(tensor), tensor.nbytes)
 
 
 def pointer(tensor: Tensor | None) -> int | None:
