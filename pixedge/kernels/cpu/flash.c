@@ -12,6 +12,8 @@
 
 #if defined(__x86_64__) && defined(__linux__)
 
+#include "exp2.h"
+
 #include <immintrin.h>
 #include <math.h>
 #include <stdlib.h>
@@ -51,19 +53,6 @@ struct scratch {
 };
 
 static long least(long a, long b) { return a < b ? a : b; }
-
-/* 2^x for x <= 0, within 4e-6 of its size; 0 from -200 down; NaN stays. */
-AMX INLINE __m512 exp2_ps(__m512 x)
-{
-    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x); /* this order keeps NaN */
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 rest = _mm512_sub_ps(x, whole); /* within 1/2; Chebyshev interpolation of 2^rest */
-    __m512 y = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.00966636852f), _mm512_set1_ps(0.0559219758f));
-    y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.24022349f));
-    y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(0.693121045f));
-    y = _mm512_fmadd_ps(rest, y, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
-}
 
 /* Find 16 tokens of a page as rows of bfloat16; those from `held` on are zeros. */
 AMX static void page_rows(const struct flash *f, const char *pages, const uint16_t *scales, long page, long head,

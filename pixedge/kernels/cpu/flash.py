@@ -1,7 +1,8 @@
-"""Attention of a prompt's tokens over pages, on matrix tiles; the reference is ``kernels.attention.attend_pages``.
+"""Attention of a prompt's tokens over pages, on matrix tiles.
 
-Scores and sums are float32. A weight, which is at most 1, is rounded to bfloat16 before it meets the values, as
-torch's own kernel does, so a result is within 2^-8 of the largest value that the token sees, and then rounded.
+The reference is ``kernels.attention.attend_pages``. Scores and sums are float32. A weight, which is at
+most 1, is rounded to bfloat16 before it meets the values, as in torch's own kernel, so a
+result is within 2^-9 of the largest value that the token sees, and then rounded.
 """
 
 import torch

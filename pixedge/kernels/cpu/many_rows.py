@@ -1,8 +1,8 @@
 """Products of many rows with a packed 4-bit weight, for prompts: on matrix tiles, where the CPU has them.
 
-The reference is ``functional.linear(x, dequantize_lines(weight, scales, zeros).to(x.dtype))``: weights are rounded
-to bfloat16 once, sums are float32 and rounded to bfloat16 once, so a result is within 2^-8 of its own size, and
-float32's rounding of the sum, of the exact product with bfloat16 weights.
+The reference is ``functional.linear(x, dequantize_lines(weight, scales, zeros).to(x.dtype))``: weights are
+rounded to bfloat16 once, sums are float32 and rounded to bfloat16 once, so a result is within 2^-8 of its own
+size, and float32's rounding of the sum, of the exact product with bfloat16 weights.
 """
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from pixedge.kernels.cpu.library import Int4Weight, library, pointer, variant
 
 
-def int4_many_rows(x: Tensor, packed: Int4Weight) -> Tensor | None:
-    """Map x bfloat16 [tokens, in] to [tokens, out]; None where the CPU has no faster way than unpacking first.
+def int4_many_rows(x: Tensor, packed: Int4Weight, residual: Tensor | None = None) -> Tensor | None:
+    """Map x bfloat16 [tokens, in] to [tokens, out]; None where the CPU has no such kernel.
 
-    packed is ``products.int4_weight``'s description, whose memory the caller keeps alive. x is contiguous.
+    packed is ``products.int4_weight``'s description, whose memory the caller keeps alive. residual, bfloat16
+    [tokens, out], is added before the sum is rounded. x and residual are contiguous.
     """
     opened = library()
     if opened is None or variant() != "amx":
@@ -24,7 +25,10 @@ def int4_many_rows(x: Tensor, packed: Int4Weight) -> Tensor | None:
     )
     assert packed.inputs % packed.group == 0 and packed.group % 8 == 0, f"groups of {packed.group}"
     y = torch.empty(len(x), packed.outputs, dtype=x.dtype)
-    if opened.pixedge_int4_many_rows(
+    assert residual is None or (residual.dtype == y.dtype and residual.shape == y.shape), (
+        f"residual is {residual.dtype} {tuple(residual.shape)}, expected {tuple(y.shape)}"
+    )
+    failed = opened.pixedge_int4_many_rows_onto(
         pointer(x),
         len(x),
         packed.inputs,
@@ -33,7 +37,7 @@ def int4_many_rows(x: Tensor, packed: Int4Weight) -> Tensor | None:
         packed.zeros,
         packed.outputs,
         packed.group,
+        pointer(residual),
         pointer(y),
-    ):
-        return None
-    return y
+    )
+    return None if failed else y
