@@ -6,16 +6,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "attention.h"
-#include "products.h"
-
-/* Mirrored by library.py. */
-struct layer {
-    struct int4_weight q, k, v, o, gate, up, down;
-    const float *input_norm, *post_norm; /* [dim] */
-    int64_t dim, heads, kv_heads, head_dim, ffn;
-    double eps;
-};
+#include "layer.h"
 
 struct run {
     const struct layer *layer;
@@ -79,8 +70,7 @@ static int64_t lay_out(struct run *run, void *memory) {
     return at;
 }
 
-/* Decide how the step's attention is cut, and return the bytes of scratch memory that its layers need. */
-PIXEDGE_API int64_t pixedge_step_bytes(const struct layer *layer, struct step *step) {
+int64_t pixedge_step_bytes(const struct layer *layer, struct step *step) {
     struct run run = {.layer = layer, .step = step};
     step->chunk_pages = pixedge_chunk_pages(step, layer->kv_heads, pixedge_threads());
     return lay_out(&run, NULL);
@@ -230,10 +220,7 @@ static void run_layer(void *context, int thread, int threads) {
     multiply(down, residual, 1, &run->hidden, 1, run->y, &run->down);
 }
 
-/* y [rows, dim] = layer number `index` over x [rows, dim], bfloat16; the cache gets the step's keys and values.
-   step->scratch has pixedge_step_bytes bytes. x and y may be the same. */
-PIXEDGE_API void pixedge_layer(const struct layer *layer, const struct step *step, int64_t index, const uint16_t *x,
-                               uint16_t *y) {
+void pixedge_layer(const struct layer *layer, const struct step *step, int64_t index, const uint16_t *x, uint16_t *y) {
     struct run run = {.layer = layer, .step = step, .x = x, .y = y};
     run.attention.layer = index;
     lay_out(&run, step->scratch);
