@@ -8,6 +8,10 @@ from torch import Tensor
 
 from pixedge.config import DecoderConfig
 from pixedge.kernels.attention import PAGE, attend_pages, causal_mask, write_pages
+from pixedge.kernels.cpu.flash import flash_pages
+
+Pages = tuple[Tensor, Tensor | None]
+"""One layer's keys or values in pages, and the scales of those in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,19 @@ class PagedStep:
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """Attend with q [tokens, heads, head_dim]; the step's own keys and values are stored by now."""
         assert len(q) == self.tokens, f"{len(q)} queries in a step of {self.tokens} tokens"
-        if self._masks is None:  # the same in every layer
-            self._masks = [causal_mask(*span, q.dtype, q.device) for span in self.spans]
         keys, values = self.pool.layer(layer)
-        parts = torch.split(q, [count for _, count in self.spans])
         out = [
-            attend_pages(part, keys, values, table, start, mask)
-            for part, table, (start, _), mask in zip(parts, self.tables, self.spans, self._masks, strict=True)
+            self._attend_one(index, part, keys, values)
+            for index, part in enumerate(torch.split(q, [count for _, count in self.spans]))
         ]
         return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _attend_one(self, index: int, q: Tensor, keys: Pages, values: Pages) -> Tensor:
+        """Attend with one sequence's q, in the library where it has a kernel for that."""
+        start = self.spans[index][0]
+        found = flash_pages(q, keys, values, self.tables[index], start)
+        if found is not None:
+            return found
+        if self._masks is None:  # the same in every layer
+            self._masks = [causal_mask(*span, q.dtype, q.device) for span in self.spans]
+        return attend_pages(q, keys, values, self.tables[index], start, self._masks[index])
