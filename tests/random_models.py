@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
-from pixedge.decoder import Decoder
+from pixedge.decoder import Decoder, DecoderLayer
 from pixedge.engine import Engine
+from pixedge.kernels.cpu.fused_layer import fuse
+from pixedge.kernels.int8 import quantize_rows
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import QuantizedWeight, dequantize
 from pixedge.tokenizer import Prompt
@@ -112,6 +114,7 @@ def quantize_decoder(decoder: Decoder, dtype: torch.dtype) -> Decoder:
     """
     dense = Decoder(decoder.config).requires_grad_(False)
     dense.load_state_dict(decoder.state_dict())
+    decoder.to(dtype)  # before there are packed weights, whose parts keep their own types
     generator = torch.Generator().manual_seed(9)
     for layer, dense_layer in zip(decoder.layers, dense.layers, strict=True):
         for name, linear in list(layer.named_modules()):
@@ -123,9 +126,10 @@ def quantize_decoder(decoder: Decoder, dtype: torch.dtype) -> Decoder:
                 layer.set_submodule(name, Int4Linear(weight, dtype, CPU))
                 dense_layer.get_submodule(name).weight.copy_(dequantize(weight, torch.float32))
     head = Int8Linear(dense.lm_head.weight, dtype, CPU)
-    dense.lm_head.weight.copy_(head.weight.float() * head.scales.float()[:, None])
+    rounded, scales = quantize_rows(dense.lm_head.weight)
+    dense.lm_head.weight.copy_(rounded.float() * scales.float()[:, None])
     decoder.lm_head = head
-    decoder.to(dtype)
+    fuse([layer for layer in decoder.layers if isinstance(layer, DecoderLayer)])
     return dense
 
 
