@@ -14,7 +14,7 @@ from tests.pixedge.kernels.cpu_variants import USABLE
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[2] / "pixedge" / "kernels" / "cpu"
-FLAGS = "-std=gnu11 -O1 -g -fno-math-errno -Wall -Wextra -Werror -pthread".split()
+FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
