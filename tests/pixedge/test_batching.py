@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -185,6 +186,19 @@ def test_memory_cannot_run_out_within_an_answer() -> None:
     assert first.answered == 1 and second.answered == 0 and not second.pages
     finish_all(engine)
     assert first.answered == second.answered == 40
+
+
+def test_a_dropped_engine_gives_its_memory_back_at_once() -> None:
+    """Without waiting for a collection: a cache may be as large as the model."""
+    engine = again(ENGINE)
+    sampled(engine, any_prompt(3), max_tokens=3)
+    keys = weakref.ref(engine.cache.pool.keys)
+    gc.disable()
+    try:
+        del engine
+        assert keys() is None
+    finally:
+        gc.enable()
 
 
 # Threads
