@@ -19,6 +19,8 @@ from pixedge.tokenizer import Prompt
 from tests.engines import Forced, again, check_books, finish_all, forced_logits, sampled
 from tests.random_models import make_prompt, random_engine, random_pixels, random_text
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BOUND = 2e-5
 ENGINE = random_engine(6)
 

@@ -18,6 +18,8 @@ from pixedge.tokenizer import Prompt
 from tests.engines import Forced, again, check_books, finish_all, forced_logits, sampled
 from tests.random_models import CPU, make_prompt, random_engine, random_pixels, random_text
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BOUND = 2e-5
 ENGINE = random_engine(11)
 VISION = ENGINE.config.vision
