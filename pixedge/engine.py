@@ -26,8 +26,9 @@ from pixedge.kernels.attention import PAGE
 from pixedge.kv_cache import PagePool
 from pixedge.memory import plan_cache
 from pixedge.paged_cache import PagedCache
+from pixedge.pictures import Vision
 from pixedge.request import Request
-from pixedge.runner import Parts, Runner, Vision
+from pixedge.runner import Parts, Runner
 from pixedge.sampling import SampledToken, Sampler, SamplingParams
 from pixedge.tokenizer import Prompt
 

@@ -1,19 +1,30 @@
 """Pictures' embeddings, kept in bounded bytes so that a second question about a picture encodes nothing."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pixedge.request import Picture
 
 
+class Vision(Protocol):
+    """What turns a picture into embeddings."""
+
+    def encode(self, pixels: np.ndarray) -> Tensor:
+        """Map pixels float32 [3, H, W] to embeddings [patches, dim]."""
+        ...
+
+
 class PictureCache:
     """Embeddings by the hash of the pixels; those unused for longest go first."""
 
-    def __init__(self, encode: Callable[[Picture], Tensor], limit: int) -> None:
-        """Hold at most ``limit`` bytes of what ``encode`` returns: embeddings [patches, dim]."""
-        self._encode = encode
+    def __init__(self, vision: Vision, device: torch.device, dtype: torch.dtype, limit: int) -> None:
+        """Hold at most ``limit`` bytes of what ``vision`` returns, on ``device`` in ``dtype``."""
+        self._vision = vision
+        self._device, self._dtype = device, dtype
         self._limit = limit
         self._embeddings: OrderedDict[bytes, Tensor] = OrderedDict()
         self.held = 0
@@ -27,8 +38,8 @@ class PictureCache:
         return found
 
     def encode(self, picture: Picture) -> Tensor:
-        """Encode a picture, and hold its embeddings unless they alone are more than the limit."""
-        embeddings = self._encode(picture)
+        """Encode a picture, and hold its embeddings [patches, dim] unless they alone exceed the limit."""
+        embeddings = self._vision.encode(picture.pixels).to(self._device, self._dtype)
         assert len(embeddings) == len(picture.places), (
             f"{len(picture.places)} [IMG] ids, {len(embeddings)} embeddings"
         )

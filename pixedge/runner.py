@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,19 +9,11 @@ from torch import Tensor
 
 from pixedge.decoder import Decoder
 from pixedge.paged_cache import PagedCache
-from pixedge.pictures import PictureCache
-from pixedge.request import Picture, Request
+from pixedge.pictures import PictureCache, Vision
+from pixedge.request import Request
 
 Parts = Sequence[tuple[Request, int]]
 """Requests, and how many of its next tokens each one has in a step."""
-
-
-class Vision(Protocol):
-    """What turns a picture into embeddings."""
-
-    def encode(self, pixels: np.ndarray) -> Tensor:
-        """Map pixels float32 [3, H, W] to embeddings [patches, dim]."""
-        ...
 
 
 class Runner:
@@ -38,10 +29,10 @@ class Runner:
         picture_bytes: int,
     ) -> None:
         """Join the parts; dtype is that of the activations, picture_bytes bounds the embeddings kept."""
-        self.decoder, self.vision = decoder, vision
+        self.decoder = decoder
         self.device, self.dtype = device, dtype
         self.cache = cache
-        self.pictures = PictureCache(self._encode, picture_bytes)
+        self.pictures = PictureCache(vision, device, dtype, picture_bytes)
 
     def look(self, request: Request, end: int, *, encodings: int) -> bool:
         """Fetch the pictures that tokens up to ``end`` need, encoding at most so many; whether all are there.
@@ -127,6 +118,3 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-    def _encode(self, picture: Picture) -> Tensor:
-        return self.vision.encode(picture.pixels).to(self.device, self.dtype)

@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "demo"))
 import evaluate
 import pixedge as package
 from conversations import conversation
-from pixedge.sampling import SamplingParams
+from pixedge.engine import greedy
+from pixedge.sampling import Sampler, SamplingParams
 from pixedge_export.dense import load_dense
 from scenes import TASKS
-from tests.engines import again, embed, prompt_logits
+from tests.engines import Forced, again, embed, forced_logits, prompt_logits
 from tests.exported_demo import DEMO, PICTURES, exported_demo, pixedge
 from turns import Turn, is_right
 
@@ -236,6 +237,49 @@ def test_chunked_is_whole(exact, prompt, chunk):
     whole = logits_of(exact.engine, prompt)
     chunked = prompt_logits(again(exact.engine, prefill_chunk=chunk), prompt)
     torch.testing.assert_close(chunked, whole, **TOLERANCE)
+
+
+def test_a_cache_hit_is_a_cold_run(exact, prompt):
+    """The picture and the first words are found; only what differs behind them is computed."""
+    engine = again(exact.engine)
+    words = [1500, 1600, 1700]
+    forced_logits(engine, dataclasses.replace(prompt, ids=(*prompt.ids[:-2], *words)))
+    sampler = Forced([14])
+    request = engine.submit(prompt, sampler)
+    list(engine.tokens(request))
+    assert request.cached == (len(prompt.ids) - 2) // 16 * 16 > prompt.n_image_tokens
+    assert request.watch.encode == 0
+    torch.testing.assert_close(sampler.logits[0], logits_of(exact.engine, prompt), **TOLERANCE)
+
+
+def test_a_batch_is_each_alone(exact):
+    """Six conversations at once, one of them long enough to be prefilled while the others are answered."""
+    prompts = [exact.tokenizer.encode(asked(names, turns)) for names, turns in SAMPLES[:6]]
+    engine = again(exact.engine, prefill_chunk=64, shared_chunk=16)
+    requests = [engine.submit(each, Sampler(SamplingParams(max_tokens=24), each.ids)) for each in prompts]
+    together = [[token.id for token in engine.tokens(request)] for request in requests]
+    assert together == [greedy(again(exact.engine), each, 24) for each in prompts]
+
+
+def test_a_second_question_encodes_nothing(folder):
+    """A chat's next turn: the picture, the first question and its answer are in the cache."""
+    model = package.load(folder)
+    names, turns = next((names, turns) for names, turns in SAMPLES if len(turns) == 2)
+    first = asked(names, turns)[:1]
+    model.generate(first, SamplingParams(max_tokens=48))
+    answer = model.generate(asked(names, turns), SamplingParams(max_tokens=48))
+    assert answer.timings.encode == 0
+    assert answer.cached_tokens >= len(model.tokenizer.encode(first).ids) // 16 * 16
+    cold = package.load(folder).generate(asked(names, turns), SamplingParams(max_tokens=48))
+    assert cold.cached_tokens == 0 and cold.text == answer.text
+
+
+def test_an_8_bit_cache_changes_next_to_nothing(exact, prompt):
+    """Keys and values in 8 bits move the next token's distribution less than bfloat16 activations do."""
+    whole, rounded = (
+        torch.log_softmax(prompt_logits(again(exact.engine, kv_bits=bits), prompt), -1) for bits in (16, 8)
+    )
+    assert 0 < float((whole.exp() * (whole - rounded)).sum()) < 1e-4
 
 
 def test_two_pictures_are_encoded_as_each_alone(exact, prompt):

@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from pixedge.sampling import Sampler, SamplingParams
 from pixedge.tokenizer import Prompt
 from tests.engines import Forced, again, check_books, finish_all, forced_logits, sampled
 from tests.random_models import make_prompt, random_engine, random_pixels, random_text
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BOUND = 2e-5
 ENGINE = random_engine(6)
@@ -185,6 +188,19 @@ def test_memory_cannot_run_out_within_an_answer() -> None:
     assert first.answered == 1 and second.answered == 0 and not second.pages
     finish_all(engine)
     assert first.answered == second.answered == 40
+
+
+def test_a_dropped_engine_gives_its_memory_back_at_once() -> None:
+    """Without waiting for a collection: a cache may be as large as the model."""
+    engine = again(ENGINE)
+    sampled(engine, any_prompt(3), max_tokens=3)
+    keys = weakref.ref(engine.cache.pool.keys)
+    gc.disable()
+    try:
+        del engine
+        assert keys() is None
+    finally:
+        gc.enable()
 
 
 # Threads

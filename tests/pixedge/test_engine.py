@@ -39,6 +39,8 @@ from tests.random_models import (
     random_text,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BOUND = 2e-5
 ENGINES = {seed: random_engine(seed) for seed in (5, 6, 11)}
 
