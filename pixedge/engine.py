@@ -1,139 +1,320 @@
-"""From a prompt to tokens: encode its pictures, prefill in chunks, then decode one token a step."""
+"""Many requests through one decoder: admit, prefill a chunk, decode the batch, sample.
 
+Requests are admitted in the order in which they came, and only when the cache has room for all that they can
+become, so none runs out of memory in the middle of an answer. Their prompts go in chunks, first come first
+served, and in every step all answers under way get one token. Nothing runs in the background: whoever wants a
+token takes the next step, for all requests at once.
+"""
+
+import os
+import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections import deque
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pixedge.config import ModelConfig
 from pixedge.decoder import Decoder
-from pixedge.errors import CapacityError
-from pixedge.kv_cache import KVCache
+from pixedge.errors import CapacityError, PixedgeError
+from pixedge.kernels.attention import PAGE
+from pixedge.kv_cache import PagePool
+from pixedge.memory import plan_cache
+from pixedge.paged_cache import PagedCache
+from pixedge.request import Request
+from pixedge.runner import Parts, Runner, Vision
 from pixedge.sampling import SampledToken, Sampler, SamplingParams
 from pixedge.tokenizer import Prompt
 
-PREFILL_CHUNK = 512
-"""Tokens a prefill step takes: bounds its activations, long enough to keep a matrix product busy."""
-
-
-class Vision(Protocol):
-    """What turns a picture into embeddings."""
-
-    def encode(self, pixels: np.ndarray) -> Tensor:
-        """Map pixels float32 [3, H, W] to embeddings [patches, dim]."""
-        ...
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent, by stage, while a request runs."""
-
-    encode: float = 0.0
-    prefill: float = 0.0
-
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """What an engine takes of the machine, and how it shares it out.
+
+    kv_bits: 16 stores keys and values in the activations' dtype, 8 in int8; None is 8 where the activations
+    have 16 bits. cache_tokens: places for tokens of all requests together; None is what plan_cache allows.
+    max_requests: those under way at a time. prefill_chunk: tokens of prompts a step takes, which bounds its
+    activations and keeps a matrix product busy. shared_chunk: the same while others wait for a token,
+    which comes only when the step is done. picture_bytes: embeddings kept for later questions.
+    """
+
+    kv_bits: Literal[8, 16] | None = None
+    cache_tokens: int | None = None
+    max_requests: int = 16
+    prefill_chunk: int = 512
+    shared_chunk: int = 64
+    picture_bytes: int = 256 << 20
+
+
 class Engine:
-    """A decoder and a vision encoder on their devices; holds no state between requests."""
+    """A decoder, a vision encoder and a cache on their devices, and the requests under way.
 
-    config: ModelConfig
-    decoder: Decoder
-    vision: Vision
-    device: torch.device
-    dtype: torch.dtype
-    stop_ids: frozenset[int]
-    prefill_chunk: int = PREFILL_CHUNK
+    Any number of threads may submit, read and cancel at the same time.
+    """
 
-    def check_fits(self, prompt_tokens: int) -> None:
-        """Raise CapacityError when the prompt leaves no room for an answer."""
-        context = self.config.decoder.context
+    def __init__(
+        self,
+        config: ModelConfig,
+        decoder: Decoder,
+        vision: Vision,
+        device: torch.device,
+        dtype: torch.dtype,
+        stop_ids: frozenset[int],
+        options: EngineOptions | None = None,
+    ) -> None:
+        """Join loaded parts and take memory for the cache; dtype is that of the activations.
+
+        Raises CapacityError when a cache of options.cache_tokens does not fit.
+        """
+        self.config, self.decoder, self.vision = config, decoder, vision
+        self.device, self.dtype, self.stop_ids = device, dtype, stop_ids
+        self.options = options or EngineOptions()
+        self.kv_bits = self.options.kv_bits or (8 if dtype.itemsize == 2 else 16)
+        tokens = plan_cache(config.decoder, dtype, self.kv_bits, device, self.options.cache_tokens)
+        pool = PagePool.allocate(config.decoder, tokens // PAGE, dtype, device, bits=self.kv_bits)
+        self._start(pool)
+        _ENGINES.add(self)
+
+    def _start(self, pool: PagePool) -> None:
+        """Begin with nothing asked, nothing known and nobody waiting."""
+        self.cache = PagedCache(pool)
+        self.runner = Runner(
+            self.decoder, self.vision, self.device, self.dtype, self.cache, self.options.picture_bytes
+        )
+        self._waiting: deque[Request] = deque()
+        self._active: list[Request] = []  # in the order of their admission
+        self._cancelled: deque[Request] = deque()
+        self._lock = threading.Lock()  # held during a step
+        self._stepped = threading.Condition()
+
+    # Requests
+
+    def room(self, prompt_tokens: int, max_tokens: int) -> int:
+        """Return the longest answer, in tokens: max_tokens, or less where the model's context ends before.
+
+        Raises CapacityError when there is no room for one token, or when the cache can never hold as much.
+        """
+        context, cache = self.config.decoder.context, self.cache.tokens
         if prompt_tokens >= context:
             raise CapacityError(
                 f"the prompt has {prompt_tokens:,} tokens and the model's context holds {context:,}, one of "
                 "them for the answer; ask with fewer or smaller pictures (--max-image-size) or less text"
             )
+        room = min(max_tokens, context - prompt_tokens)
+        if prompt_tokens + room - 1 > cache:
+            raise CapacityError(
+                f"the prompt's {prompt_tokens:,} tokens and an answer of up to {room:,} do not fit the cache "
+                f"of {cache:,}; ask for a shorter answer (--max-tokens), with fewer or smaller pictures "
+                "(--max-image-size) or less text, or load with a larger cache (--context)"
+            )
+        return room
 
-    def embed(self, prompt: Prompt, watch: Stopwatch) -> Tensor:
-        """Return the prompt's embeddings [tokens, dim]: the encoder's for [IMG], rows of the table else."""
-        ids = torch.tensor(prompt.ids, device=self.device)
-        x: Tensor = self.decoder.embed_tokens(ids).to(self.dtype)
-        if prompt.images:
-            start = self._now()
-            encoded = [self.vision.encode(image).to(self.device, self.dtype) for image in prompt.images]
-            watch.encode += self._now() - start
-            places = torch.nonzero(ids == self.config.vision.image_token_id)[:, 0]
-            patches = torch.cat(encoded)
-            assert len(places) == len(patches), f"{len(places)} [IMG] ids, {len(patches)} embeddings"
-            x = x.index_copy(0, places, patches)
-        return x
+    def submit(self, prompt: Prompt, sampler: Sampler) -> Request:
+        """Queue a prompt; its answer comes as the steps go, see ``tokens``. Raises what ``room`` raises."""
+        start = time.perf_counter()
+        room = self.room(len(prompt.ids), sampler.params.max_tokens)
+        request = Request(prompt, sampler, room, self.config.vision)
+        request.watch.first_token = time.perf_counter() - start
+        self._waiting.append(request)
+        return request
 
-    def forward(self, x: Tensor, cache: KVCache) -> Tensor:
-        """Run embeddings x [tokens, dim] behind what the cache holds; return hidden states [tokens, dim]."""
-        positions = torch.arange(cache.length, cache.length + len(x), device=self.device)
-        hidden: Tensor = self.decoder(x, positions, cache)
-        cache.advance(len(x))
-        return hidden
+    def tokens(self, request: Request) -> Generator[SampledToken, None, None]:
+        """Yield an answer's tokens, the stop id included; steps the engine whenever none is there.
+
+        Raises the error that ended the request. Leaving before the end cancels it.
+        """
+        try:
+            while (token := self._next(request)) is not None:
+                yield token
+        finally:
+            self.cancel(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request and free all it holds, at the latest when the step under way is done.
+
+        Never waits: a finaliser may call it, even in the middle of a step.
+        """
+        if not request.finished:
+            self._cancelled.append(request)
+            self._free_cancelled()
+
+    def _next(self, request: Request) -> SampledToken | None:
+        """Return a request's next token, None behind its last one; take steps until it is there."""
+        while not request.ready:
+            if request.finished:
+                if request.ready:  # its last token came with the end
+                    break
+                if request.error is not None:
+                    raise request.error
+                return None
+            if self._lock.acquire(blocking=False):
+                try:
+                    if not (request.ready or request.finished):
+                        self._step()
+                finally:
+                    self._end_step()
+            else:
+                with self._stepped:
+                    self._stepped.wait_for(
+                        lambda: request.ready or request.finished or not self._lock.locked()
+                    )
+        return request.ready.popleft()
+
+    # Steps
+
+    def step(self) -> None:
+        """Give every request under way its next token, or the next chunk of its prompt."""
+        self._lock.acquire()
+        try:
+            self._step()
+        finally:
+            self._end_step()
 
     @torch.inference_mode()
-    def prefill(self, prompt: Prompt, cache: KVCache, watch: Stopwatch) -> Tensor:
-        """Run the whole prompt into the cache; return the logits [vocab] after its last token."""
-        x = self.embed(prompt, watch)
-        start = self._now()
-        for chunk in torch.split(x, self.prefill_chunk):
-            hidden = self.forward(chunk, cache)
-        logits: Tensor = self.decoder.lm_head(hidden[-1:])[0]
-        watch.prefill += self._now() - start
-        return logits
+    def _step(self) -> None:
+        start = self.runner.now()
+        self._admit()
+        logits = self._prefill() + self._decode()
+        chosen = self._sample(logits)
+        seconds = self.runner.now() - start
+        for request in (*self._active, *self._waiting.copy()):
+            request.clock(seconds)
+        for request, token in chosen:
+            request.append(token)
+            if token.id in self.stop_ids or request.answered == request.room:
+                self._finish(request)
 
-    @torch.inference_mode()
-    def decode(self, token: int, cache: KVCache) -> Tensor:
-        """Run one token into the cache; return the logits [vocab] after it."""
-        x = self.decoder.embed_tokens(torch.tensor([token], device=self.device)).to(self.dtype)
-        logits: Tensor = self.decoder.lm_head(self.forward(x, cache))[0]
-        return logits
+    def _admit(self) -> None:
+        """Admit requests in order, as far as the cache can hold all that they may become."""
+        while self._waiting and len(self._active) < self.options.max_requests:
+            if not self.cache.admit(self._waiting[0]):
+                return
+            self._active.append(self._waiting.popleft())
+
+    def _prefill(self) -> list[tuple[Request, Tensor]]:
+        """Run the next chunk of prompts; return the logits [vocab] behind those that are complete."""
+        shared = any(request.answered for request in self._active)
+        budget = self.options.shared_chunk if shared else self.options.prefill_chunk
+        parts = []
+        for request in [request for request in self._active if request.prefilling]:
+            if budget == 0 or not self._prepare(request, budget):
+                break
+            count = min(budget, len(request.prompt.ids) - request.held)
+            parts.append((request, count))
+            budget -= count
+        return self._run(parts)
+
+    def _decode(self) -> list[tuple[Request, Tensor]]:
+        """Run the last token of every answer under way; return the logits [vocab] behind it."""
+        return self._run([(request, 1) for request in self._active if request.answered])
+
+    def _sample(self, logits: list[tuple[Request, Tensor]]) -> list[tuple[Request, SampledToken]]:
+        """Choose a token from each request's logits [vocab]; a request whose logits are bad ends."""
+        chosen = []
+        for request, row in logits:
+            try:
+                chosen.append((request, request.sampler.sample(row)))
+            except Exception as error:
+                self._finish(request, error)
+        return chosen
+
+    # What steps are made of
+
+    def _prepare(self, request: Request, budget: int) -> bool:
+        """Say whether a request's next chunk can run; encode a picture, one a step, where it cannot yet."""
+        self.cache.reuse(request)  # others may have computed more of it since it was admitted
+        try:
+            encoded = request.watch.encode
+            ready = self.runner.look(request, request.held + budget, encodings=1)
+            return ready and request.watch.encode == encoded  # a picture encoded is enough for one step
+        except Exception as error:
+            self._finish(request, error)
+            return False
+
+    def _run(self, parts: Parts) -> list[tuple[Request, Tensor]]:
+        """Run some tokens of each request; an error ends these requests, and no others."""
+        if not parts:
+            return []
+        try:
+            return self.runner.logits(parts)
+        except Exception as error:
+            for request, _ in parts:
+                self._finish(request, error)
+            return []
+
+    def _finish(self, request: Request, error: Exception | None = None) -> None:
+        """End a request, with its error if it has one, and take back what it holds."""
+        if request.finished:
+            return
+        queue = self._active if request in self._active else self._waiting
+        queue.remove(request)
+        self.cache.release(request, disown=error is not None)
+        request.embeddings.clear()
+        request.error = error
+        request.finished = True
+
+    def _end_step(self) -> None:
+        """Let the next step begin, and wake those who wait for what this one brought."""
+        self._lock.release()
+        self._free_cancelled()
+        with self._stepped:
+            self._stepped.notify_all()
+
+    def _free_cancelled(self) -> None:
+        # Where the lock is taken, whoever holds it comes here when he has released it.
+        while self._cancelled and self._lock.acquire(blocking=False):
+            try:
+                while self._cancelled:
+                    self._finish(self._cancelled.popleft())
+            finally:
+                self._lock.release()
+
+    # Without an answer
 
     @torch.inference_mode()
     def score(self, prompt: Prompt) -> Tensor:
-        """Return the log-probability of each of the prompt's tokens but the first, float32 [tokens - 1]."""
-        cache = KVCache(self.config.decoder, len(prompt.ids), self.dtype, self.device)
-        ids = torch.tensor(prompt.ids, device=self.device)
-        scores = []
-        for chunk in torch.split(self.embed(prompt, Stopwatch()), self.prefill_chunk):
-            start = cache.length
-            following = ids[start + 1 : start + 1 + len(chunk)]
-            logits = self.decoder.lm_head(self.forward(chunk, cache)[: len(following)]).float()
-            scores.append(torch.log_softmax(logits, -1).gather(1, following[:, None])[:, 0])
-        return torch.cat(scores).cpu()
+        """Return the log-probability of each of the prompt's tokens but the first, float32 [tokens - 1].
 
-    def generate(self, prompt: Prompt, sampler: Sampler, watch: Stopwatch) -> Iterator[SampledToken]:
-        """Yield the answer's tokens with the stop id, at most ``max_tokens`` or what the context holds.
-
-        Each token is computed when it is asked for. Raises CapacityError for a prompt without room behind it.
+        Raises CapacityError when the cache has no room for the prompt now.
         """
-        self.check_fits(len(prompt.ids))
-        room = min(sampler.params.max_tokens, self.config.decoder.context - len(prompt.ids))
-        # the last token is never fed back, so it needs no place
-        cache = KVCache(self.config.decoder, len(prompt.ids) + room - 1, self.dtype, self.device)
-        logits = self.prefill(prompt, cache, watch)
-        for index in range(room):
-            token = sampler.sample(logits)
-            yield token
-            if token.id in self.stop_ids or index == room - 1:
-                return
-            logits = self.decode(token.id, cache)
-
-    def _now(self) -> float:
-        """Return the time in seconds, once the device has finished what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        request = Request(prompt, Sampler(SamplingParams(max_tokens=1)), 1, self.config.vision)
+        with self._lock:
+            if not self.cache.pages.reserve(len(request.table)):
+                free = self.cache.pages.available * PAGE
+                raise CapacityError(
+                    f"the text has {len(prompt.ids):,} tokens and the cache has room for {free:,} now; "
+                    "wait for other requests to end, or load with a larger cache (--context)"
+                )
+            request.reserved = len(request.table)
+            try:
+                scores = self.runner.scores(request, self.options.prefill_chunk)
+            finally:
+                self.cache.release(request)
+        self._free_cancelled()
+        return scores
 
 
 def greedy(engine: Engine, prompt: Prompt, max_tokens: int) -> list[int]:
     """Return the ids of the most likely answer."""
     sampler = Sampler(SamplingParams(max_tokens=max_tokens), prompt.ids)
-    return [token.id for token in engine.generate(prompt, sampler, Stopwatch())]
+    return [token.id for token in engine.tokens(engine.submit(prompt, sampler))]
+
+
+_ENGINES: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Begin anew in a child process: answers under way, and locks of other threads, are its parent's."""
+    for engine in list(_ENGINES):
+        for request in (*engine._active, *engine._waiting):
+            request.error = PixedgeError("this answer was begun before the process forked; ask again")
+            request.finished = True
+        engine._start(engine.cache.pool)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,10 +1,14 @@
-"""The keys and values of one sequence, written once and read by every later token."""
+"""The keys and values of all sequences, in pages of 16 tokens, written once and read by every later token."""
+
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pixedge.config import DecoderConfig
+from pixedge.kernels.attention import PAGE, attend_pages, causal_mask, write_pages
 
 
 class KVCache:
@@ -55,3 +59,101 @@ class KVCache:
             is_causal=mask is None,
         )
         return out[0].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class PagePool:
+    """Keys and values of every layer; who holds which page is told by a ``PagedStep``.
+
+    keys, values: [layers, pages, kv_heads, 16, head_dim] of the activations' dtype, or int8 with key_scales
+    and value_scales float16 [layers, pages, kv_heads, 16], one scale a token and head (see quantize_rows).
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+
+    @classmethod
+    def allocate(
+        cls, config: DecoderConfig, pages: int, dtype: torch.dtype, device: torch.device, *, bits: int = 16
+    ) -> Self:
+        """Make room for ``pages`` pages; bits 8 stores int8, 16 the activations' dtype (float32 included).
+
+        Nothing is zeroed: on a CPU the system gives a page its memory when it is first written.
+        """
+        assert bits in (8, 16), f"a cache of {bits} bits"
+        shape = (config.n_layers, pages, config.n_kv_heads, PAGE, config.head_dim)
+        stored = torch.int8 if bits == 8 else dtype
+        keys, values = (torch.empty(shape, dtype=stored, device=device) for _ in range(2))
+        if bits == 16:
+            return cls(keys, values)
+        scales = (torch.empty(shape[:-1], dtype=torch.float16, device=device) for _ in range(2))
+        return cls(keys, values, *scales)
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are."""
+        return self.keys.shape[1]
+
+    def layer(self, index: int) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+        """Return one layer's keys with their scales, and its values with theirs."""
+        if self.key_scales is None or self.value_scales is None:
+            return (self.keys[index], None), (self.values[index], None)
+        return (self.keys[index], self.key_scales[index]), (self.values[index], self.value_scales[index])
+
+
+class PagedStep:
+    """One step's tokens of several sequences, side by side in x; an ``Attend`` for the decoder.
+
+    Token t of sequence i sees all that the sequence holds and the step's tokens up to itself.
+    """
+
+    def __init__(self, pool: PagePool, tables: Tensor, starts: Tensor, counts: Tensor) -> None:
+        """Lay the step out; the tensors are int32 on the CPU and are copied to the pool's device.
+
+        tables [sequences, max_pages]: each sequence's pages in order, anything behind its last one. starts
+        [sequences]: tokens already held. counts [sequences]: tokens of this step, at least 1 each.
+        """
+        for tensor, ndim in ((tables, 2), (starts, 1), (counts, 1)):
+            assert tensor.dtype == torch.int32 and tensor.ndim == ndim and tensor.is_contiguous()
+        assert len(tables) == len(starts) == len(counts) > 0
+        self.pool = pool
+        device = pool.keys.device
+        self.tables, self.starts, self.counts = (each.to(device) for each in (tables, starts, counts))
+        self.spans = list(zip(starts.tolist(), counts.tolist(), strict=True))
+        """(start, count) of each sequence, for loops on the host."""
+        assert all(count >= 1 and start >= 0 for start, count in self.spans)
+        assert max(start + count for start, count in self.spans) <= tables.shape[1] * PAGE
+        self.tokens = sum(count for _, count in self.spans)
+        # Where each of the step's tokens is written; only the torch path needs them.
+        places = torch.cat([torch.arange(start, start + count) for start, count in self.spans])
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
+        self._page = tables[rows, places // PAGE].long().to(device)  # [tokens]
+        self._offset = (places % PAGE).to(device)  # [tokens]
+        self._masks: list[Tensor | None] | None = None
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend as ``Attend`` says: store the step's k and v, then read."""
+        self.write(layer, k, v)
+        return self.attend(layer, q)
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Store k and v [tokens, kv_heads, head_dim] of the step."""
+        assert len(k) == len(v) == self.tokens, f"{len(k)} keys in a step of {self.tokens} tokens"
+        keys, values = self.pool.layer(layer)
+        write_pages(*keys, k, self._page, self._offset)
+        write_pages(*values, v, self._page, self._offset)
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """Attend with q [tokens, heads, head_dim]; the step's own keys and values are stored by now."""
+        assert len(q) == self.tokens, f"{len(q)} queries in a step of {self.tokens} tokens"
+        if self._masks is None:  # the same in every layer
+            self._masks = [causal_mask(*span, q.dtype, q.device) for span in self.spans]
+        keys, values = self.pool.layer(layer)
+        parts = torch.split(q, [count for _, count in self.spans])
+        out = [
+            attend_pages(part, keys, values, table, start, mask)
+            for part, table, (start, _), mask in zip(parts, self.tables, self.spans, self._masks, strict=True)
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out)

@@ -3,16 +3,18 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from pixedge.artifact import load_decoder, open_artifact
-from pixedge.engine import Engine
+from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.model import Model
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import VisionSession
 
+KV_BITS: dict[str, Literal[8, 16] | None] = {"auto": None, "16bit": 16, "8bit": 8}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,15 +25,21 @@ def load(
     dtype: str = "auto",
     vision_device: str = "auto",
     threads: int | None = None,
+    kv_cache: str = "auto",
+    context: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Load an exported folder.
 
     device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N". dtype of activations:
     "auto" is bfloat16; float32 is exact and slow. vision_device: where pictures are encoded, by default
-    ``device``. threads: CPU threads, by default all cores. progress(phase, done, total) reports loading.
+    ``device``. threads: CPU threads, by default all cores. kv_cache: "16bit" keeps keys and values in dtype,
+    "8bit" in half of the memory of a 16-bit dtype; "auto" is 8bit where dtype has 16 bits. context: tokens
+    that the cache holds, of all answers under way together; by default the model's context or what memory
+    allows (see pixedge.memory). progress(phase, done, total) reports loading.
     Raises UsageError for an argument, ArtifactError or CheckpointError for a folder that is incomplete or
-    altered, and PixedgeError when the vision session cannot start on its device.
+    altered, CapacityError for a cache that memory cannot hold, and PixedgeError when the vision session
+    cannot start on its device.
     """
     start = time.perf_counter()
     artifact = open_artifact(path)
@@ -40,6 +48,10 @@ def load(
     if dtype not in ("auto", *DTYPES):
         raise UsageError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}")
     chosen = DTYPES.get(dtype, torch.bfloat16)
+    if kv_cache not in KV_BITS:
+        raise UsageError(f"kv_cache is {kv_cache!r}; use {', '.join(KV_BITS)}")
+    if context is not None and context < 1:
+        raise UsageError(f"context is {context}; give 1 or more tokens")
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads is {threads}; give 1 or more")
@@ -57,7 +69,8 @@ def load(
         vision.warm_up()  # takes all the memory that a picture will ever need, before anything is answered
     if progress:
         progress("vision", 1, 1)
-    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids)
+    options = EngineOptions(kv_bits=KV_BITS[kv_cache], cache_tokens=context)
+    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
     return Model(artifact.config, engine, tokenizer, artifact.folder, time.perf_counter() - start)
 
 

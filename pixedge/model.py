@@ -4,6 +4,7 @@
 >>> model = pixedge.load("models/demo-pixedge-4bit")                   # doctest: +SKIP
 """
 
+import contextlib
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from pixedge.config import ModelConfig
-from pixedge.engine import Engine, Stopwatch
+from pixedge.engine import Engine
 from pixedge.image import ImageLimits
 from pixedge.messages import Messages
+from pixedge.request import Request, Stopwatch
 from pixedge.sampling import SampledToken, Sampler, SamplingParams, StopStrings
 from pixedge.tokenizer import Prompt, TextStream, Tokenizer
 
@@ -26,7 +28,8 @@ class Timings:
 
     image_decode: reading and resizing the pictures and building the token ids. encode: the vision encoder.
     prefill: the prompt through the decoder. first_token: all of these and the choice of the first token.
-    decode: from the first token to the last. The time that a reader takes between two pieces is not counted.
+    decode: from the first token to the last. What other requests took of the same steps is counted, the time
+    that a reader takes between two pieces is not (see pixedge.request.Stopwatch).
     """
 
     image_decode: float
@@ -41,14 +44,16 @@ class Answer:
     """What the model said and what it took.
 
     finish_reason is "stop" when the model, a stop string or ``Stream.close`` ended the text, "length" when
-    max_tokens or the context did. image_tokens counts the [IMG] tokens among prompt_tokens. tokens are those
-    that the model chose, with the id that ended the answer and with what a stop string cut from the text.
+    max_tokens or the context did. image_tokens counts the [IMG] tokens among prompt_tokens, cached_tokens
+    those that were known from earlier requests and not computed. tokens are those that the model chose, with
+    the id that ended the answer and with what a stop string cut from the text.
     """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     image_tokens: int
+    cached_tokens: int
     completion_tokens: int
     tokens: tuple[SampledToken, ...]
     seed: int
@@ -63,7 +68,9 @@ class Answer:
 class Stream:
     """An answer in the making: iterate for its text in whole characters; ``answer`` then holds all of it.
 
-    Tokens are computed as pieces are asked for. A stream that is dropped or closed early frees its cache.
+    Nothing is computed before the first piece is asked for. Streams may be read side by side, each by a
+    thread of its own or in turn: every step that one of them asks for brings all of them on. A stream that is
+    dropped or closed early frees its part of the cache.
     """
 
     def __init__(
@@ -83,8 +90,15 @@ class Stream:
         return self._pieces
 
     def close(self) -> None:
-        """End the answer here; ``answer`` holds what was said so far."""
-        self._pieces.close()
+        """End the answer here; ``answer`` holds what was said so far.
+
+        Another thread that is reading the stream gets no more pieces, and completes the answer.
+        """
+        self._draft.cancel()
+        try:
+            self._pieces.close()
+        except ValueError:  # another thread is in it
+            return
         if not self._draft.complete:
             self._draft.finish_reason, self._draft.complete = "stop", True
 
@@ -115,19 +129,21 @@ class _Draft:
         self._stops = StopStrings(params.stop)
         self._tokens: list[SampledToken] = []
         self._said: list[str] = []
-        self._watch = Stopwatch()
+        self._request: Request | None = None
         self._image_decode = image_decode
-        self._first_token = 0.0
-        self._decode = 0.0
 
     def pieces(self) -> Generator[str, None, None]:
         """Compute the answer, one token at a time."""
-        for token in self._clocked(self._engine.generate(self._prompt, self._sampler, self._watch)):
-            self._tokens.append(token)
-            yield from self._say(self._stops.push(self._text.push(token.id)))
-            if token.id in self._engine.stop_ids or self._stops.matched is not None:
-                self.finish_reason = "stop"
-                break
+        self._request = request = self._engine.submit(self._prompt, self._sampler)
+        with contextlib.closing(self._engine.tokens(request)) as tokens:
+            for token in tokens:
+                self._tokens.append(token)
+                yield from self._say(self._stops.push(self._text.push(token.id)))
+                if token.id in self._engine.stop_ids or self._stops.matched is not None:
+                    self.finish_reason = "stop"
+                    break
+        if len(self._tokens) < request.room:  # it may have been cancelled
+            self.finish_reason = "stop"
         # what was held back is part of the answer unless it completes a stop string after all
         rest = self._stops.push(self._text.flush()) + self._stops.flush()
         if self._stops.matched is not None:
@@ -135,38 +151,31 @@ class _Draft:
         yield from self._say(rest)
         self.complete = True
 
+    def cancel(self) -> None:
+        """Let the engine compute no more of it."""
+        if self._request is not None:
+            self._engine.cancel(self._request)
+
     def answer(self) -> Answer:
         """Sum up what has been said."""
+        watch = Stopwatch() if self._request is None else self._request.watch
         return Answer(
             text="".join(self._said),
             finish_reason=self.finish_reason,
             prompt_tokens=len(self._prompt.ids),
             image_tokens=self._prompt.n_image_tokens,
+            cached_tokens=0 if self._request is None else self._request.cached,
             completion_tokens=len(self._tokens),
             tokens=tuple(self._tokens),
             seed=self._sampler.seed,
             timings=Timings(
                 image_decode=self._image_decode,
-                encode=self._watch.encode,
-                prefill=self._watch.prefill,
-                first_token=self._image_decode + self._first_token,
-                decode=self._decode,
+                encode=watch.encode,
+                prefill=watch.prefill,
+                first_token=self._image_decode + watch.first_token,
+                decode=watch.decode,
             ),
         )
-
-    def _clocked(self, tokens: Iterator[SampledToken]) -> Iterator[SampledToken]:
-        """Pass tokens on and time how long each takes to come, not how long the reader takes to ask."""
-        while True:
-            start = time.perf_counter()
-            token = next(tokens, None)
-            seconds = time.perf_counter() - start
-            if token is None:
-                return
-            if self._tokens:
-                self._decode += seconds
-            else:
-                self._first_token = seconds
-            yield token
 
     def _say(self, piece: str) -> Iterator[str]:
         if piece:
@@ -219,5 +228,5 @@ class Model:
         start = time.perf_counter()
         prompt = self.tokenizer.encode(messages, max_image_size, limits)
         image_decode = time.perf_counter() - start
-        self.engine.check_fits(len(prompt.ids))
+        self.engine.room(len(prompt.ids), params.max_tokens)  # raises where there is none
         return Stream(self.engine, self.tokenizer, prompt, params, image_decode)

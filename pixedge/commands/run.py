@@ -99,6 +99,20 @@ Examples:
     help="auto, float32, bfloat16 or float16 [auto].",
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(["auto", "16bit", "8bit"]),
+    default="auto",
+    metavar="B",
+    help="auto, 16bit or 8bit: half the memory [auto].",
+)
+@click.option(
+    "--context",
+    type=int,
+    callback=option_values.count,
+    metavar="N",
+    help="Tokens to take memory for [the model's].",
+)
+@click.option(
     "--threads", type=int, callback=option_values.count, metavar="N", help="CPU threads [all cores]."
 )
 @click.option("--quiet", is_flag=True, help="No progress and no figures, only warnings and errors.")
@@ -114,6 +128,8 @@ def run(
     device: str,
     vision_device: str,
     dtype: str,
+    kv_cache: str,
+    context: int | None,
     threads: int | None,
     quiet: bool,
     **sampling: Any,
@@ -134,7 +150,14 @@ def run(
 
     with progress(quiet=quiet) as report:
         loaded = pixedge.load(
-            folder, device=device, dtype=dtype, vision_device=vision_device, threads=threads, progress=report
+            folder,
+            device=device,
+            dtype=dtype,
+            vision_device=vision_device,
+            threads=threads,
+            kv_cache=kv_cache,
+            context=context,
+            progress=report,
         )
     messages = _messages(question, system, pictures)
     answer = _answer(loaded, messages, params, max_image_size, silent=as_json)

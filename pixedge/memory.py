@@ -1,0 +1,82 @@
+"""How much memory there is, and how many tokens' keys and values fit into it."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from pixedge.config import DecoderConfig
+from pixedge.errors import CapacityError
+from pixedge.kernels.attention import PAGE
+
+SPARE_BYTES = 2 << 30
+"""Left free beside the cache: a chunk's activations, logits, the largest picture's encoding."""
+
+
+def token_bytes(config: DecoderConfig, dtype: torch.dtype, bits: int) -> int:
+    """Return the bytes of one token's keys and values in all layers; 8 bits have a float16 scale a head."""
+    width = config.head_dim + 2 if bits == 8 else config.head_dim * dtype.itemsize
+    return 2 * config.n_layers * config.n_kv_heads * width
+
+
+def plan_cache(
+    config: DecoderConfig, dtype: torch.dtype, bits: int, device: torch.device, tokens: int | None
+) -> int:
+    """Return how many tokens the cache is to hold, a multiple of 16; the weights are loaded by now.
+
+    Without ``tokens`` that is the model's context, or as much of it as leaves 2 GiB of the free memory to
+    everything else, or half of the free memory where that is more. Raises CapacityError when ``tokens`` need
+    more than is free.
+    """
+    each, free = token_bytes(config, dtype, bits), free_memory(device)
+    wanted = -(-(tokens or config.context) // PAGE) * PAGE
+    if free is None or wanted * each <= max(free - SPARE_BYTES, free // 2):
+        return wanted
+    if tokens is None:
+        fits = max(free - SPARE_BYTES, free // 2) // each // PAGE * PAGE
+        return max(PAGE, fits)
+    if wanted * each <= free:
+        return wanted
+    raise CapacityError(
+        f"a cache for {tokens:,} tokens takes {wanted * each:,} bytes and {free:,} are free; "
+        "give a smaller --context" + ("" if bits == 8 else ", or --kv-cache 8bit")
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that can be taken on ``device`` without swapping; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform == "linux":
+        return _free_linux()
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None
+
+
+def _free_linux(root: Path = Path("/")) -> int | None:
+    """Take the least of what the machine, and the control group of a container, have left."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    free = [int(found[1]) * 1024] if found else []
+    for folder, limit, used in (
+        ("sys/fs/cgroup", "memory.max", "memory.current"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        numbers = [_read(root / folder / name).strip() for name in (limit, used)]
+        if all(number.isdecimal() for number in numbers):
+            # Files that were read count as used although they can be dropped at any time.
+            cached = re.search(
+                r"^(?:total_)?inactive_file (\d+)", _read(root / folder / "memory.stat"), re.MULTILINE
+            )
+            free.append(int(numbers[0]) - int(numbers[1]) + (int(cached[1]) if cached else 0))
+    return max(0, min(free)) if free else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
