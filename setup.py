@@ -26,6 +26,6 @@ def library(name: str, *folders: str) -> Extension:
     )
 
 
-setup(
-    ext_modules=[] if sys.platform == "win32" else [library("pixedge.kernels.cpu._cpu", "pixedge/kernels/cpu", "pixedge/kernels/vision")]
-)
+KERNELS = library("pixedge.kernels.cpu._cpu", "pixedge/kernels/cpu", "pixedge/kernels/vision")
+
+setup(ext_modules=[] if sys.platform == "win32" else [KERNELS])

@@ -18,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pixedge.config import ModelConfig
-from pixedge.decoder import Decoder
+from pixedge.decoder import Decoder, DecoderLayer
 from pixedge.errors import ArtifactError
+from pixedge.kernels.cpu.fused_layer import fuse
+from pixedge.kernels.cpu.library import announce
 from pixedge.linear import Int4Linear, Int8Linear
-from pixedge.packing import QuantizedWeight, unpack_gptq, unpack_imported_gptq
+from pixedge.packing import GptqWeight, QuantizedWeight, read_gptq, read_imported_gptq
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
 
 MANIFEST = "pixedge.json"
@@ -39,7 +41,7 @@ ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 Progress = Callable[[int, int], None]
 """Called with units done and in all."""
 
-Unpack = Callable[[Mapping[str, Tensor], str], QuantizedWeight]
+Unpack = Callable[[Mapping[str, Tensor], str], QuantizedWeight | GptqWeight]
 """Reads a 4-bit weight from its four tensors; the linear's name is for errors."""
 
 
@@ -84,11 +86,11 @@ class Artifact:
                 raise _unreadable(self.folder / file, self.folder, error) from error
         return found
 
-    def unpack(self, tensors: Mapping[str, Tensor], name: str) -> QuantizedWeight:
+    def unpack(self, tensors: Mapping[str, Tensor], name: str) -> GptqWeight:
         """Read a 4-bit weight from its four tensors; ArtifactError names the linear where they are wrong."""
         if self.zero_offset is None:
-            return unpack_gptq(tensors, self.group_size, name)
-        return unpack_imported_gptq(tensors, self.group_size, self.zero_offset, name)
+            return read_gptq(tensors, self.group_size, name)
+        return read_imported_gptq(tensors, self.group_size, self.zero_offset, name)
 
 
 def open_artifact(folder: Path | str) -> Artifact:
@@ -179,6 +181,8 @@ def load_decoder(
     every place its tensor: ArtifactError names one that does not, before any is read.
     """
     check_tensors(artifact)
+    if device.type == "cpu":
+        announce()
     config = artifact.config.decoder
     with torch.device("meta"):
         decoder = Decoder(config)
@@ -191,6 +195,7 @@ def load_decoder(
         fill(module, tensors, DECODER + part, artifact.unpack, dtype, device)
     if progress:
         progress(len(parts), len(parts) + 1)
+    fuse([layer for layer in decoder.layers if isinstance(layer, DecoderLayer)])
     decoder.lm_head = Int8Linear(artifact.tensors(HEAD)[""], dtype, device)
     if progress:
         progress(len(parts) + 1, len(parts) + 1)
@@ -240,7 +245,7 @@ def _check_tensor(
     if shape != expected:
         raise ArtifactError(f"{path}: {name} is {list(shape)}, expected {list(expected)}; export again")
     if name.endswith(PACKED):
-        return  # unpack_gptq knows their types
+        return  # read_gptq knows their types
     # the vision graphs read their weights by offset, as float16
     allowed = ("BF16", "F16", "F32") if name.startswith("language_model.") else ("F16",)
     if dtype not in allowed:

@@ -6,7 +6,7 @@ Module names follow Hugging Face's, so a canonical tensor's name is its place he
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,18 @@ class Attend(Protocol):
 
         q is [tokens, heads, head_dim], k and v are [tokens, kv_heads, head_dim]; the result is shaped like q.
         """
+        ...
+
+
+class Fused(Protocol):
+    """A faster way through a whole layer, for the steps that it takes."""
+
+    def takes(self, x: Tensor, attend: Attend) -> bool:
+        """Tell whether a step is for it."""
+        ...
+
+    def __call__(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Any) -> Tensor:
+        """Do what ``DecoderLayer.forward`` does."""
         ...
 
 
@@ -87,7 +99,10 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each after a norm and added to the residual stream."""
+    """Attention and feed-forward, each after a norm and added to the residual stream.
+
+    fused: set while loading where a kernel runs the whole layer; what it does not take goes the plain way.
+    """
 
     def __init__(self, config: DecoderConfig, linear: LinearFactory) -> None:
         super().__init__()
@@ -95,9 +110,12 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, linear)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config.dim, config.ffn_dim, linear)
+        self.fused: Fused | None = None
 
     def forward(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """Map the residual stream x [tokens, dim] to [tokens, dim]."""
+        if self.fused is not None and self.fused.takes(x, attend):
+            return self.fused(layer, x, cos, sin, attend)
         x = x + self.self_attn(layer, self.input_layernorm(x), cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixedge.kernels import int4, int8
-from pixedge.packing import QuantizedWeight
+from pixedge.packing import GptqWeight, QuantizedWeight
 
 
 class Int4Linear(nn.Module):
@@ -19,16 +19,20 @@ class Int4Linear(nn.Module):
 
     weight: Tensor
     scales: Tensor
+    zeros: Tensor | None
     order: Tensor | None
 
-    def __init__(self, quantized: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, quantized: QuantizedWeight | GptqWeight, dtype: torch.dtype, device: torch.device
+    ) -> None:
         """Repack once for the kernel that serves activations of ``dtype`` on ``device``."""
         super().__init__()
         self.in_features, self.dtype = quantized.in_features, dtype
         self.kernel = int4.choose(dtype, device, quantized.out_features, quantized.group_size)
-        weight, scales = self.kernel.repack(quantized, dtype, device)
+        weight, scales, *zeros = self.kernel.repack(quantized, dtype, device)
         self.register_buffer("weight", weight)
         self.register_buffer("scales", scales)
+        self.register_buffer("zeros", zeros[0] if zeros else None)
         self.register_buffer("order", None if quantized.order is None else quantized.order.to(device))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +40,7 @@ class Int4Linear(nn.Module):
         _check(x, self.in_features, self.dtype)
         if self.order is not None:
             x = x.index_select(-1, self.order)
-        return self.kernel.matmul(x, self.weight, self.scales)
+        return self.kernel.matmul(x, self.weight, self.scales, self.zeros)
 
 
 class Int8Linear(nn.Module):
@@ -50,9 +54,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.dtype = weight.shape[1], dtype
         self.kernel = int8.choose(dtype, device, self.in_features)
-        quantized, scales = int8.quantize_rows(weight)
-        self.register_buffer("weight", quantized.to(device))
-        self.register_buffer("scales", scales.to(device))
+        packed, scales = self.kernel.repack(weight, device)
+        self.register_buffer("weight", packed)
+        self.register_buffer("scales", scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [tokens, in] to [tokens, out]."""

@@ -74,6 +74,45 @@ class QuantizedWeight:
         return self.q.shape[1]
 
 
+@dataclass(frozen=True)
+class GptqWeight:
+    """A 4-bit weight as a file holds it, checked: what a kernel can repack without unpacking it first.
+
+    words: int32 [in / 8, out], eight inputs each, in their natural order. scales: float16 or bfloat16
+    [groups, out]. zeros: uint8 [groups, out]; None stands for 8 everywhere. order: int64 [in], the inputs
+    sorted by group; None where that is their natural order.
+    """
+
+    words: Tensor
+    scales: Tensor
+    group_size: int
+    zeros: Tensor | None = None
+    order: Tensor | None = None
+
+    @property
+    def out_features(self) -> int:
+        """The number of output features."""
+        return self.words.shape[1]
+
+    @property
+    def in_features(self) -> int:
+        """The number of input features."""
+        return self.words.shape[0] * NIBBLES
+
+    def unpacked(self) -> QuantizedWeight:
+        """Return the same weight with a byte for each value, its groups side by side; scales as float32."""
+        rows = unpack_int4_rows(self.words)  # [in, out]
+        if self.order is not None:
+            rows = rows[self.order]
+        return QuantizedWeight(
+            rows.t().contiguous(),
+            self.scales.t().float().contiguous(),
+            self.group_size,
+            None if self.zeros is None else self.zeros.t().contiguous(),
+            self.order,
+        )
+
+
 def pack_int4_rows(q: Tensor) -> Tensor:
     """Pack eight values along the first dimension into a word, the lowest row in the lowest bits.
 
@@ -136,10 +175,10 @@ def pack_gptq(weight: QuantizedWeight) -> dict[str, Tensor]:
     }
 
 
-def unpack_gptq(
+def read_gptq(
     tensors: Mapping[str, Tensor], group_size: int, name: str = "a 4-bit linear"
-) -> QuantizedWeight:
-    """Undo pack_gptq; scales come back as float32, which holds them exactly.
+) -> GptqWeight:
+    """Check the four tensors that pack_gptq makes, without unpacking them.
 
     name is the linear's, for the errors. Raises ArtifactError where a tensor is missing, has another
     shape or dtype, a zero point is not 8, an input's group is not i // group_size, or a scale is not a
@@ -162,18 +201,24 @@ def unpack_gptq(
     scales = tensors["scales"]
     if not bool((torch.isfinite(scales) & (scales > 0)).all()):
         raise ArtifactError(f"{name}: a scale is not a positive finite number; {remedy}.")
-    q = unpack_int4_rows(tensors["qweight"]).t().contiguous()
-    return QuantizedWeight(q, scales.t().float().contiguous(), group_size)
+    return GptqWeight(tensors["qweight"], scales, group_size)
 
 
-def unpack_imported_gptq(
+def unpack_gptq(
+    tensors: Mapping[str, Tensor], group_size: int, name: str = "a 4-bit linear"
+) -> QuantizedWeight:
+    """Undo pack_gptq; scales come back as float32, which holds them exactly. Raises as ``read_gptq``."""
+    return read_gptq(tensors, group_size, name).unpacked()
+
+
+def read_imported_gptq(
     tensors: Mapping[str, Tensor],
     group_size: int,
     zero_offset: int,
     name: str = "a 4-bit linear",
     remedy: str = "import the model again",
-) -> QuantizedWeight:
-    """Read a weight that another quantiser made: any zero points, groups of any inputs, 16-bit scales.
+) -> GptqWeight:
+    """Check a weight that another quantiser made: any zero points, groups of any inputs, 16-bit scales.
 
     group_size: -1 makes one group of all inputs. zero_offset is what was taken from a zero point to store
     it: 1 in AutoGPTQ's format ("gptq"), 0 in "gptq_v2". Zero points that are all 8 come back as None, and so
@@ -188,7 +233,6 @@ def unpack_imported_gptq(
     # Weights that are all 0, or nearly, have a scale that float16 rounds to 0, which is right.
     if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
         raise ArtifactError(f"{name}: a scale is negative or not finite; {remedy}.")
-    rows = unpack_int4_rows(tensors["qweight"])  # [in, out]
     order = None
     natural = natural_groups(len(g_idx), group_size, g_idx.device)
     if not torch.equal(g_idx, natural):
@@ -197,13 +241,20 @@ def unpack_imported_gptq(
             raise ArtifactError(
                 f"{name}: g_idx does not put {group_size} inputs into each of {len(scales)} groups; {remedy}."
             )
-        rows = rows[order]
-    zeros = _unpack_zeros(tensors["qzeros"], zero_offset).t().contiguous()  # [out, groups]
+    zeros = _unpack_zeros(tensors["qzeros"], zero_offset)  # [groups, out]
     symmetric = bool((zeros == ZERO_POINT).all())
-    q = rows.t().contiguous()
-    return QuantizedWeight(
-        q, scales.t().float().contiguous(), group_size, None if symmetric else zeros, order
-    )
+    return GptqWeight(tensors["qweight"], scales, group_size, None if symmetric else zeros, order)
+
+
+def unpack_imported_gptq(
+    tensors: Mapping[str, Tensor],
+    group_size: int,
+    zero_offset: int,
+    name: str = "a 4-bit linear",
+    remedy: str = "import the model again",
+) -> QuantizedWeight:
+    """Read a weight that another quantiser made; arguments, result and errors as ``read_imported_gptq``."""
+    return read_imported_gptq(tensors, group_size, zero_offset, name, remedy).unpacked()
 
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:

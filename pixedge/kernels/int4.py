@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pixedge.packing import ZERO_POINT, QuantizedWeight
+from pixedge.kernels.cpu.library import library
+from pixedge.kernels.cpu.products import Int4Cpu
+from pixedge.packing import ZERO_POINT, GptqWeight, QuantizedWeight
 
 
 class Int4Kernel(Protocol):
     """A layout in memory, and the product that reads it."""
 
     def repack(
-        self, quantized: QuantizedWeight, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Return the weight and its scales as ``matmul`` wants them."""
+        self, quantized: QuantizedWeight | GptqWeight, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Return the weight, its scales and, where the kernel keeps them apart, its zeros for ``matmul``."""
         ...
 
-    def matmul(self, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    def matmul(self, x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Map x [tokens, in] to [tokens, out] in x's dtype."""
         ...
 
@@ -32,12 +34,13 @@ class Reference:
     """Unpack to the activations' dtype, then an ordinary product: right everywhere, fast nowhere."""
 
     def repack(
-        self, quantized: QuantizedWeight, dtype: torch.dtype, device: torch.device
+        self, quantized: QuantizedWeight | GptqWeight, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Return uint8 [out, in / 2], each even column in a byte's low nibble, and scales [out, groups].
 
         Where zero points differ from 8, scales are pairs of scale and zero point, [out, groups, 2].
         """
+        quantized = unpacked(quantized)
         pairs = quantized.q.to(device)
         scales = quantized.scales.to(device, dtype)
         if quantized.zeros is not None:
@@ -53,7 +56,7 @@ class Reference:
         scale, zero = scales[..., None].unbind(2)  # [out, groups, 1] each
         return ((grouped - zero) * scale).view(q.shape)
 
-    def matmul(self, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    def matmul(self, x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Map x [tokens, in] to [tokens, out] in x's dtype."""
         return functional.linear(x, self.dequantize(weight, scales))
 
@@ -73,9 +76,10 @@ class TorchCpu:
     """
 
     def repack(
-        self, quantized: QuantizedWeight, dtype: torch.dtype, device: torch.device
+        self, quantized: QuantizedWeight | GptqWeight, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Return the operator's packed weight and [groups, out, 2] pairs of scale and zero."""
+        quantized = unpacked(quantized)
         weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized.q.to(torch.int32), 1)
         scales = quantized.scales.t().to(dtype)  # [groups, out]
         zeros = torch.zeros_like(scales)
@@ -86,7 +90,7 @@ class TorchCpu:
         assert group is not None, f"groups of {quantized.group_size} do not split into any that torch takes"
         return weight, pairs.repeat_interleave(quantized.group_size // group, dim=0).contiguous()
 
-    def matmul(self, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    def matmul(self, x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Map x [tokens, in] to [tokens, out] in x's dtype."""
         group_size = x.shape[1] // scales.shape[0]
         out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), weight, group_size, scales)
@@ -95,8 +99,16 @@ class TorchCpu:
 
 def choose(dtype: torch.dtype, device: torch.device, out_features: int, group_size: int) -> Int4Kernel:
     """Return the fastest kernel for activations of ``dtype`` on ``device`` that takes the weight's shape."""
-    fits = out_features % 16 == 0 and _largest_group(group_size) is not None
-    return TorchCpu() if device.type == "cpu" and dtype == torch.bfloat16 and fits else Reference()
+    if device.type != "cpu" or dtype != torch.bfloat16 or out_features % 16:
+        return Reference()
+    if group_size % 8 == 0 and library() is not None:
+        return Int4Cpu()
+    return Reference() if _largest_group(group_size) is None else TorchCpu()
+
+
+def unpacked(weight: QuantizedWeight | GptqWeight) -> QuantizedWeight:
+    """Return the weight with a byte for each value."""
+    return weight.unpacked() if isinstance(weight, GptqWeight) else weight
 
 
 def _largest_group(group_size: int) -> int | None:

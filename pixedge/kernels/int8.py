@@ -7,15 +7,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pixedge.kernels.cpu.library import library
+from pixedge.kernels.cpu.products import Int8Cpu
+
 
 class Int8Kernel(Protocol):
-    """A product that reads signed bytes."""
+    """A layout in memory, and the product that reads it."""
+
+    def repack(self, weight: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Round weight [out, in]; return it and its scales [out] as ``matmul`` wants them."""
+        ...
 
     def matmul(self, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-        """Map x [tokens, in] to [tokens, out] in x's dtype.
-
-        weight is int8 [out, in], scales bfloat16 [out].
-        """
+        """Map x [tokens, in] to [tokens, out] in x's dtype."""
         ...
 
 
@@ -48,6 +52,11 @@ class Reference:
 
     rows_at_once: int = 4096
 
+    def repack(self, weight: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return int8 [out, in] and scales bfloat16 [out] of ``quantize_rows``."""
+        q, scales = quantize_rows(weight)
+        return q.to(device), scales.to(device)
+
     def matmul(self, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
         """Map x [tokens, in] to [tokens, out] in x's dtype."""
         parts = [
@@ -66,6 +75,11 @@ class TorchCpu:
     Other dtypes are far slower, and other widths are read and summed past the end of a row.
     """
 
+    def repack(self, weight: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return int8 [out, in] and scales bfloat16 [out] of ``quantize_rows``."""
+        q, scales = quantize_rows(weight)
+        return q.to(device), scales.to(device)
+
     def matmul(self, x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
         """Map x [tokens, in] to [tokens, out] in x's dtype."""
         out: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight, scales)
@@ -74,6 +88,8 @@ class TorchCpu:
 
 def choose(dtype: torch.dtype, device: torch.device, in_features: int) -> Int8Kernel:
     """Return the fastest kernel for activations [tokens, in_features] of ``dtype`` on ``device``."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and in_features % 16 == 0:
-        return TorchCpu()
-    return Reference()
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return Reference()
+    if in_features % 8 == 0 and library() is not None:
+        return Int8Cpu()
+    return Reference() if in_features % 16 else TorchCpu()

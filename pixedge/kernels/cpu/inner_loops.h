@@ -241,3 +241,24 @@ TARGET static void unpack(const struct int4_weight *w, int64_t block, uint16_t *
         }
     }
 }
+
+TARGET static uint64_t read_words(const uint64_t *memory, int64_t n) {
+    uint64_t sums[4 * LANES] = {0};
+    for (int64_t i = 0; i + 4 * LANES <= n; i += 4 * LANES) {
+        __builtin_prefetch(memory + i + 128);
+        __builtin_prefetch(memory + i + 136);
+        __builtin_prefetch(memory + i + 144);
+        __builtin_prefetch(memory + i + 152);
+        __builtin_prefetch(memory + i + 160);
+        __builtin_prefetch(memory + i + 168);
+        __builtin_prefetch(memory + i + 176);
+        __builtin_prefetch(memory + i + 184);
+        for (int j = 0; j < 4 * LANES; j++) {
+            sums[j] += memory[i + j];
+        }
+    }
+    for (int j = 1; j < 4 * LANES; j++) {
+        sums[0] += sums[j];
+    }
+    return sums[0];
+}

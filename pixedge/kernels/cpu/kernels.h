@@ -81,6 +81,8 @@ struct kernels {
     void (*round_weights)(const uint16_t *row, int half, int64_t n, uint8_t *to, float *scale);
     /* outputs of a block as bfloat16 [16, inputs] */
     void (*unpack)(const struct int4_weight *, int64_t block, uint16_t *to);
+    /* the sum of n numbers: reads them, and does as little else as it can */
+    uint64_t (*read)(const uint64_t *memory, int64_t n);
 };
 
 extern const struct kernels pixedge_plain;

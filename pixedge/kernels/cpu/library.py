@@ -80,8 +80,10 @@ _SIGNATURES = {
     "pixedge_int4_repack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
     "pixedge_int8_round": (None, [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p]),
     "pixedge_large_pages": (None, [c_void_p, c_int64]),
+    "pixedge_release": (None, [c_void_p, c_int64]),
     "pixedge_step_bytes": (c_int64, [POINTER(Layer), POINTER(Step)]),
     "pixedge_layer": (None, [POINTER(Layer), POINTER(Step), c_int64, c_void_p, c_void_p]),
+    "pixedge_read": (c_int64, [c_void_p, c_int64]),
 }
 
 

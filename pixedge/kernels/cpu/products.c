@@ -192,6 +192,19 @@ PIXEDGE_API void pixedge_int8_round(const void *rows, int half, int64_t inputs, 
     pixedge_parallel(round_blocks, &c);
 }
 
+/* Give back the memory of a mapped file that has been read; reading again maps it again. */
+PIXEDGE_API void pixedge_release(void *memory, int64_t bytes) {
+#if defined(__linux__)
+    const uintptr_t page = 4096, begin = ((uintptr_t)memory + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)memory + (uintptr_t)bytes) / page * page;
+    if (begin < end) {
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 /* Ask for large pages where a weight lies: a table of few entries then finds all of it. */
 PIXEDGE_API void pixedge_large_pages(void *memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -199,4 +212,30 @@ PIXEDGE_API void pixedge_large_pages(void *memory, int64_t bytes) {
 #else
     (void)memory, (void)bytes;
 #endif
+}
+
+struct reading {
+    const uint64_t *memory;
+    int64_t bytes;
+    atomic_int next;
+    atomic_llong sum;
+};
+
+/* As plain as reading can be: what it reaches is the machine's limit for every kernel above. */
+static void read_pieces(void *context, int thread, int threads) {
+    (void)thread, (void)threads;
+    struct reading *r = context;
+    const int64_t piece = 1 << 18;
+    uint64_t sum = 0;
+    for (int64_t i; (i = pixedge_next(&r->next)) < r->bytes / piece;) {
+        sum += pixedge_kernels->read(r->memory + i * (piece / 8), piece / 8);
+    }
+    atomic_fetch_add(&r->sum, (long long)sum);
+}
+
+/* Read memory once with all threads, in whole pieces of 256 KiB, and return a sum of it: for measuring. */
+PIXEDGE_API int64_t pixedge_read(const void *memory, int64_t bytes) {
+    struct reading r = {.memory = memory, .bytes = bytes};
+    pixedge_parallel(read_pieces, &r);
+    return r.sum;
 }

@@ -3,4 +3,4 @@
 #define TABLE(variable, label, attention)                                                                    \
     const struct kernels variable = {label,  int4_block, int8_block, round_row,   rms_norm,  gated,  rotate, \
                                      widen,  narrow,     round_head, round_query, attention, repack, \
-                                     round_weights, unpack}
+                                     round_weights, unpack, read_words}
