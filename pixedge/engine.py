@@ -6,12 +6,13 @@ served, and in every step all answers under way get one token. Nothing runs in t
 token takes the next step, for all requests at once.
 """
 
+import contextlib
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,13 +152,10 @@ class Engine:
                 if request.error is not None:
                     raise request.error
                 return None
-            if self._lock.acquire(blocking=False):
-                try:
-                    if not (request.ready or request.finished):
-                        self._step()
-                finally:
-                    self._end_step()
-            else:
+            with self._alone(wait=False) as alone:
+                if alone and not (request.ready or request.finished):
+                    self._step()
+            if not alone:
                 with self._stepped:
                     self._stepped.wait_for(
                         lambda: request.ready or request.finished or not self._lock.locked()
@@ -168,11 +166,8 @@ class Engine:
 
     def step(self) -> None:
         """Give every request under way its next token, or the next chunk of its prompt."""
-        self._lock.acquire()
-        try:
+        with self._alone():
             self._step()
-        finally:
-            self._end_step()
 
     @torch.inference_mode()
     def _step(self) -> None:
@@ -257,21 +252,27 @@ class Engine:
         request.error = error
         request.finished = True
 
-    def _end_step(self) -> None:
-        """Let the next step begin, and wake those who wait for what this one brought."""
-        self._lock.release()
-        self._free_cancelled()
-        with self._stepped:
-            self._stepped.notify_all()
+    @contextlib.contextmanager
+    def _alone(self, wait: bool = True) -> Iterator[bool]:
+        """Keep all other threads from stepping; without ``wait``, yield False where another one is at it."""
+        taken = self._lock.acquire(blocking=wait)
+        try:
+            yield taken
+        finally:
+            if taken:
+                self._lock.release()
+                self._free_cancelled()
 
     def _free_cancelled(self) -> None:
-        # Where the lock is taken, whoever holds it comes here when he has released it.
+        """Free what was cancelled, unless another thread steps, which comes here next; wake who waits."""
         while self._cancelled and self._lock.acquire(blocking=False):
             try:
                 while self._cancelled:
                     self._finish(self._cancelled.popleft())
             finally:
                 self._lock.release()
+        with self._stepped:
+            self._stepped.notify_all()
 
     # Without an answer
 
@@ -282,7 +283,7 @@ class Engine:
         Raises CapacityError when the cache has no room for the prompt now.
         """
         request = Request(prompt, Sampler(SamplingParams(max_tokens=1)), 1, self.config.vision)
-        with self._lock:
+        with self._alone():
             if not self.cache.pages.reserve(len(request.table)):
                 free = self.cache.pages.available * PAGE
                 raise CapacityError(
@@ -294,7 +295,6 @@ class Engine:
                 scores = self.runner.scores(request, self.options.prefill_chunk)
             finally:
                 self.cache.release(request)
-        self._free_cancelled()
         return scores
 
 
@@ -314,6 +314,8 @@ def _after_fork() -> None:
             request.error = PixedgeError("this answer was begun before the process forked; ask again")
             request.finished = True
         engine._start(engine.cache.pool)
+    # OpenMP's threads stay behind in the parent, and a child that waits for them waits for ever.
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

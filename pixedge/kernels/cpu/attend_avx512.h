@@ -97,7 +97,9 @@ ALWAYS void weigh16(const struct gathering *to, int64_t query, int seen, int pag
 ALWAYS void score_bytes(const struct gathering *to, const struct span *span, int page, float (*scores)[SPAN]) {
     int16_t wide[PAGE][HEAD] __attribute__((aligned(64)));
     const int8_t *keys = span->keys[page];
+    const int8_t *next = page < span->next->pages ? span->next->keys[page] : keys;
     for (int i = 0; i < PAGE * HEAD; i += 32) {
+        _mm_prefetch((const char *)next + i, _MM_HINT_T1);
         _mm512_store_si512((int16_t *)wide + i, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(keys + i))));
     }
     const __m512 scale = halves(span->key_scales[page]);
@@ -120,7 +122,9 @@ ALWAYS void score_bytes(const struct gathering *to, const struct span *span, int
 ALWAYS void score_floats(const struct gathering *to, const struct span *span, int page, float (*scores)[SPAN]) {
     float wide[PAGE][HEAD] __attribute__((aligned(64)));
     const uint16_t *keys = span->keys[page];
+    const uint16_t *next = page < span->next->pages ? span->next->keys[page] : keys;
     for (int i = 0; i < PAGE * HEAD; i += 16) {
+        _mm_prefetch((const char *)(next + i), _MM_HINT_T1);
         _mm512_store_ps((float *)wide + i, wide_floats(keys + i));
     }
     for (int64_t query = 0; query < to->queries; query++) {
@@ -171,7 +175,10 @@ ALWAYS void add_bytes(const struct gathering *to, const struct span *span, int64
         }
         for (int page = 0; page < span->pages; page++) {
             const int8_t *values = (const int8_t *)span->values[page] + part;
+            const int8_t *next = page < span->next->pages ? span->next->values[page] : span->values[page];
             for (int t = 0; t < PAGE; t += 2, values += 2 * HEAD) {
+                _mm_prefetch((const char *)next + part + t * HEAD, _MM_HINT_T1);
+                _mm_prefetch((const char *)next + part + (t + 1) * HEAD, _MM_HINT_T1);
                 __m512i word[4];
                 for (int k = 0; k < 4; k++) {
                     int32_t both;
@@ -205,7 +212,7 @@ ALWAYS void add_bytes(const struct gathering *to, const struct span *span, int64
 }
 
 ALWAYS void add_floats(const struct gathering *to, const struct span *span, int64_t query, int tokens,
-                       const float *weights) {
+                       const int first, const float *weights) {
     float *sum = to->sum + query * HEAD;
     __m512 s[8];
     for (int i = 0; i < 8; i++) {
@@ -213,6 +220,12 @@ ALWAYS void add_floats(const struct gathering *to, const struct span *span, int6
     }
     for (int t = 0; t < tokens; t++) {
         const uint16_t *value = (const uint16_t *)span->values[t / PAGE] + t % PAGE * HEAD;
+        if (first && t / PAGE < span->next->pages) {
+            const char *next = (const char *)span->next->values[t / PAGE] + t % PAGE * HEAD * 2;
+            for (int i = 0; i < 2 * HEAD; i += LINE) {
+                _mm_prefetch(next + i, _MM_HINT_T1);
+            }
+        }
         __m512 weight = _mm512_set1_ps(weights[t]);
         for (int i = 0; i < 8; i++) {
             s[i] = _mm512_fmadd_ps(weight, wide_floats(value + 16 * i), s[i]);
@@ -254,7 +267,7 @@ TARGET static void attend128(const struct gathering *all, const struct span *who
             if (bytes) {
                 add_bytes(&to, &span, query, to.queries - query < 4 ? (int)(to.queries - query) : 4, scores);
             } else {
-                add_floats(&to, &span, query, seen[query], scores[query]);
+                add_floats(&to, &span, query, seen[query], query == 0, scores[query]);
             }
         }
     }

@@ -43,16 +43,9 @@ static size_t bytes_of_number(const struct step *s) {
     return s->key_scales ? 1 : 2;
 }
 
-static void call_for(const void *memory, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch((const char *)memory + i, 0, 2);
-    }
-}
-
 /* Lay out the span that begins with page `first` of a sequence, at most up to page `last`. */
 static struct span span_at(const struct attention *a, int64_t sequence, int64_t kv_head, int64_t first, int64_t last) {
     const struct step *s = a->step;
-    const size_t page_bytes = PAGE * (size_t)a->heads.head_dim * bytes_of_number(s);
     struct span span = {.pages = 0};
     for (int64_t page = first; page < last && span.pages < SPAN / PAGE; page++, span.pages++) {
         const int64_t row = pixedge_cache_row(s, &a->heads, a->layer, sequence, page * PAGE, kv_head);
@@ -61,8 +54,6 @@ static struct span span_at(const struct attention *a, int64_t sequence, int64_t 
         span.values[span.pages] = (const char *)s->values + at;
         span.key_scales[span.pages] = s->key_scales ? s->key_scales + row : NULL;
         span.value_scales[span.pages] = s->key_scales ? s->value_scales + row : NULL;
-        call_for(span.keys[span.pages], page_bytes);
-        call_for(span.values[span.pages], page_bytes);
     }
     return span;
 }
@@ -84,16 +75,17 @@ static void gather_chunk(const struct attention *a, int64_t sequence, int64_t kv
     memset(to.sum, 0, sizeof(float) * (size_t)(count * n));
     const int64_t begin = chunk * s->chunk_pages, pages = pages_of(s, sequence);
     const int64_t end = begin + s->chunk_pages < pages ? begin + s->chunk_pages : pages;
-    struct span next = span_at(a, sequence, kv_head, begin, end);
+    struct span span, next = span_at(a, sequence, kv_head, begin, end);
     int32_t seen[QUERIES_AT_ONCE];
     for (int64_t page = begin; page < end; page += SPAN / PAGE) {
-        struct span span = next;
-        next = span_at(a, sequence, kv_head, page + SPAN / PAGE, end); /* on its way while this one is read */
+        span = next;
+        next = span_at(a, sequence, kv_head, page + SPAN / PAGE, end);
         for (int64_t i = 0; i < count; i++) {
             int64_t left = s->starts[sequence] + (first + i) / groups + 1 - page * PAGE;
             seen[i] = left < 0 ? 0 : left > SPAN ? SPAN : (int32_t)left;
         }
         span.seen = seen;
+        span.next = &next;
         pixedge_kernels->attend(&to, &span);
     }
 }

@@ -135,7 +135,7 @@ TARGET static void int8_block(const struct int8_weight *w, int64_t block, const 
     }
 }
 
-TABLE(pixedge_avx2, "avx2", attend);
+TABLE(pixedge_avx2, "avx2", round_row, attend);
 #else
 typedef int pixedge_no_avx2; /* a file must not be empty */
 #endif

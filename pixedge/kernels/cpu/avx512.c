@@ -10,8 +10,9 @@
 #include "attend_avx512.h"
 #include "table.h"
 
-/* How far ahead of the product weights are called for. */
-#define AHEAD 2048
+/* How far ahead of the product weights are called for, into the second cache: the first one's few requests at
+   a time would bound a core to less than memory gives it. */
+#define AHEAD 8192
 
 ALWAYS __m512i four_inputs(const int8_t *q) {
     int32_t word;
@@ -40,7 +41,7 @@ ALWAYS void int4_rows(const struct int4_weight *w, int64_t block, const struct b
             dot[r] = w->zeros ? _mm512_mullo_epi32(zero, total) : _mm512_slli_epi32(total, 3);
         }
         for (int64_t i = 0; i < lines; i++, line += LINE, q += 8 * rows) {
-            _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T1);
             const __m512i both = _mm512_load_si512((const void *)line);
             const __m512i low = _mm512_and_si512(both, low_nibbles);
             const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_nibbles);
@@ -77,8 +78,8 @@ ALWAYS void int8_rows(const struct int8_weight *w, int64_t block, const struct b
             dot[r] = _mm512_set1_epi32(-128 * x->sums[g * rows + r]);
         }
         for (int64_t i = 0; i < pairs; i++, line += 2 * LINE, q += 8 * rows) {
-            _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T0);
-            _mm_prefetch((const char *)line + AHEAD + LINE, _MM_HINT_T0);
+            _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T1);
+            _mm_prefetch((const char *)line + AHEAD + LINE, _MM_HINT_T1);
             const __m512i first = _mm512_load_si512((const void *)line);
             const __m512i second = _mm512_load_si512((const void *)(line + LINE));
             for (int r = 0; r < rows; r++) {
@@ -123,7 +124,39 @@ TARGET static void int8_block(const struct int8_weight *w, int64_t block, const 
     }
 }
 
-TABLE(pixedge_avx512, "avx512", attend512);
+/* As ``round_row``, for groups of whole vectors. */
+TARGET static void round_row512(const float *x, struct bytes_rows *to, int row, int64_t first, int64_t last) {
+    if (to->group % 16) {
+        round_row(x, to, row, first, last);
+        return;
+    }
+    const int64_t stride = 8 * to->rows;
+    for (int64_t g = first; g < last; g++, x += to->group) {
+        __m512 most = _mm512_setzero_ps();
+        __mmask16 strange = 0; /* NaN, infinite */
+        for (int64_t i = 0; i < to->group; i += 16) {
+            const __m512 value = _mm512_loadu_ps(x + i);
+            most = _mm512_max_ps(_mm512_abs_ps(value), most);
+            strange |= _mm512_fpclass_ps_mask(value, 0x99);
+        }
+        const float size = _mm512_reduce_max_ps(most);
+        float inverse = size > 0 ? 127.0f / size : 0.0f;
+        inverse = inverse <= 3e38f ? inverse : 0.0f;
+        int8_t *q = to->q + g * to->group / 8 * stride + 8 * row;
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t i = 0; i < to->group; i += 16, q += 2 * stride) {
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
+            const __m128i bytes = _mm512_cvtsepi32_epi8(whole);
+            sum = _mm512_add_epi32(sum, whole);
+            _mm_storel_epi64((__m128i *)q, bytes);
+            _mm_storeh_pd((double *)(q + stride), _mm_castsi128_pd(bytes));
+        }
+        to->scales[g * to->rows + row] = strange ? NAN : inverse > 0 ? size / 127.0f : 0.0f;
+        to->sums[g * to->rows + row] = _mm512_reduce_add_epi32(sum);
+    }
+}
+
+TABLE(pixedge_avx512, "avx512", round_row512, attend512);
 #else
 typedef int pixedge_no_avx512; /* a file must not be empty */
 #endif

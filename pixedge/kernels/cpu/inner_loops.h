@@ -83,18 +83,16 @@ TARGET static void round_row(const float *x, struct bytes_rows *to, int row, int
         float most = largest(group, to->group);
         float inverse = most > 0 ? 127.0f / most : 0.0f;
         inverse = inverse <= 3e38f ? inverse : 0.0f; /* a group that is nearly 0 becomes 0 */
-        int8_t *q = to->q + (g * to->group / 8 * to->rows + row) * 8;
+        int8_t whole[MOST_GROUP], *q = to->q + (g * to->group / 8 * to->rows + row) * 8;
+        for (int64_t i = 0; i < to->group; i++) {
+            whole[i] = (int8_t)nearest(group[i] * inverse);
+        }
         int32_t sum = 0;
+        for (int64_t i = 0; i < to->group; i++) {
+            sum += whole[i];
+        }
         for (int64_t i = 0; i < to->group; i += 8, q += 8 * to->rows) {
-            int8_t eight[8];
-            for (int j = 0; j < 8; j++) {
-                int32_t value = nearest(group[i + j] * inverse);
-                eight[j] = (int8_t)value;
-            }
-            for (int j = 0; j < 8; j++) {
-                sum += eight[j];
-            }
-            memcpy(q, eight, 8);
+            memcpy(q, whole + i, 8);
         }
         to->scales[g * to->rows + row] = (inverse > 0 ? most / 127.0f : 0.0f) + poison(group, to->group);
         to->sums[g * to->rows + row] = sum;

@@ -7,6 +7,7 @@
 
 #define MOST_ROWS 16 /* rows that one pass over the weights serves */
 #define BLOCK 16     /* outputs that lie side by side in a line */
+#define MOST_GROUP 128 /* activations that share a scale */
 #define LINE 64      /* bytes */
 #define PAGE 16      /* tokens of a page of the KV cache */
 #define SPAN 64      /* tokens whose scores are turned into weights together */
@@ -53,7 +54,8 @@ struct span {
     const void *keys[SPAN / PAGE], *values[SPAN / PAGE];           /* bfloat16 or int8 [16, head_dim] each */
     const uint16_t *key_scales[SPAN / PAGE], *value_scales[SPAN / PAGE]; /* float16 [16]; NULL: bfloat16 */
     int pages;
-    const int32_t *seen; /* [queries] how many of the tokens each query sees */
+    const int32_t *seen;     /* [queries] how many of the tokens each query sees */
+    const struct span *next; /* what will be read next, to be called for meanwhile; it may have no pages */
 };
 
 struct kernels {

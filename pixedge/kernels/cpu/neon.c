@@ -114,7 +114,7 @@ TARGET static void int8_block(const struct int8_weight *w, int64_t block, const 
     }
 }
 
-TABLE(pixedge_neon, "neon", attend);
+TABLE(pixedge_neon, "neon", round_row, attend);
 #else
 typedef int pixedge_no_neon; /* a file must not be empty */
 #endif

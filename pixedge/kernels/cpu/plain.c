@@ -5,4 +5,4 @@
 #include "attend_plain.h"
 #include "table.h"
 
-TABLE(pixedge_plain, "c", attend);
+TABLE(pixedge_plain, "c", round_row, attend);

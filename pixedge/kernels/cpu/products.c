@@ -11,7 +11,7 @@
 #endif
 
 int64_t pixedge_rounding_group(int64_t group) {
-    for (int64_t size = 128; size > 0; size -= 8) {
+    for (int64_t size = MOST_GROUP; size > 0; size -= 8) {
         if (group % size == 0) {
             return size;
         }
@@ -53,7 +53,7 @@ static void multiply(void *context, int thread, int threads) {
     struct product *p = context;
     const struct kernels *k = pixedge_kernels;
     const int64_t inputs = p->rounded.inputs, group = p->rounded.group;
-    float wide[128];
+    float wide[MOST_GROUP];
     /* Rounding is shared by groups: there may be one row only. */
     const int64_t groups = inputs / group;
     for (int64_t i; (i = pixedge_next(&p->next_row)) < (groups + 7) / 8;) {
