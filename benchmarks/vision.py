@@ -1,14 +1,14 @@
-"""Time the vision encoder on the CPU beside transformers' Pixtral vision model in bfloat16, on the same weights.
+"""Time the vision encoder on the CPU beside transformers' in bfloat16, on the same weights.
 
     python benchmarks/vision.py                       # Pixtral-12B's encoder: 512x512 and 1024x1024
     python benchmarks/vision.py --tiny --sides 32 64
 
-Both encode the same random pictures in turns, adapter included; times are medians, the ratio is the median of
-the pairs' ratios. Weights have heavy tails, loud channels and norms with outliers. `cosine` is the least over
-all patches to the float32 graph's embeddings. The split of ours: attention is the attention kernel timed alone,
-linears are the rest of the layers and the adapter; of the peer's: what torch's profiler says. Peak memory is that
-of a process that loads and encodes the largest picture once. Where transformers is not installed, only ours is
-timed. The last line is JSON.
+Both encode the same random pictures in turns, adapter included; times are medians, the ratio is the median
+of the pairs' ratios. Weights have heavy tails, loud channels and norms with outliers. `cosine` is the least
+over all patches to the float32 graph's embeddings. The split of ours: attention is that kernel timed alone,
+linears are all else, norms and rotation being fused into them. The split of the peer's: what torch's profiler
+says of one picture. Peak memory is that of a process that loads and encodes the largest picture once. Where
+transformers is not installed, only ours is timed. The last line is JSON.
 """
 
 import argparse
@@ -106,10 +106,8 @@ def open_peer(folder: Path, config: ModelConfig) -> Encode:
     # the rates of the rotary embedding are no weights: the model makes them itself
     tower.patch_positional_embedding = type(tower.patch_positional_embedding)(geometry)
     tower.eval()
-    linears = [
-        (tensors[f"multi_modal_projector.linear_{i}.weight"], tensors[f"multi_modal_projector.linear_{i}.bias"])
-        for i in (1, 2)
-    ]
+    adapter = [f"multi_modal_projector.linear_{i}" for i in (1, 2)]
+    linears = [(tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in adapter]
 
     def encode(pixels: np.ndarray) -> Tensor:
         with torch.inference_mode():
@@ -262,7 +260,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), args)
-    print(json.dumps({"shape": "tiny" if args.tiny else "pixtral-12b", "threads": torch.get_num_threads(), **found}))
+    about = {"shape": "tiny" if args.tiny else "pixtral-12b", "threads": torch.get_num_threads()}
+    print(json.dumps(about | found))
 
 
 if __name__ == "__main__":

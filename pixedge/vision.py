@@ -54,10 +54,11 @@ class VisionSession:
     ) -> None:
         """Load the graph that suits `device` from an exported folder.
 
-        threads: of the CPU; None means one a core. exact: on a CPU compute in float32 always. gpu_mem_limit: bytes for weights and activations on CUDA;
-        None means what gpu_memory_limit says. Raises ArtifactError when the graph is missing or damaged,
-        PixedgeError when ONNX Runtime cannot use the CUDA device that is asked for, CapacityError when
-        memory runs out.
+        threads: of the CPU; None means one a core. gpu_mem_limit: bytes for weights and activations on CUDA;
+        None means what gpu_memory_limit says. exact: on a CPU always run the float32 graph. Raises
+        ArtifactError when the graph is missing or damaged, PixedgeError when ONNX Runtime cannot use the CUDA
+        device that is asked for, CapacityError when memory runs out, and UsageError as kernels.cpu.library
+        does.
         """
         self.config = config
         self.device = device

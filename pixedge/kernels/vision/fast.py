@@ -50,7 +50,7 @@ def vision_library() -> ctypes.CDLL | None:
 
 
 def operators_file() -> Path | None:
-    """Return the library that ONNX Runtime can load the operators from; None where vision_library has none."""
+    """Return the library that ONNX Runtime takes the operators from; None where vision_library has none."""
     opened = vision_library()
     return None if opened is None else Path(opened._name)
 
@@ -106,9 +106,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     assert weight.dtype == torch.float16
     assert bias is None or (bias.dtype == torch.float16 and bias.shape == (out_features,))
     kernels = _kernels()
-    made = kernels.pixedge_encoder_linear_new(
-        in_features, out_features, gelu, pointer(weight), pointer(bias)
-    )
+    made = kernels.pixedge_encoder_linear_new(in_features, out_features, gelu, pointer(weight), pointer(bias))
     _check(0 if made else -1)
     out = torch.empty(len(x), out_features)
     failed = kernels.pixedge_encoder_linear_run(made, pointer(x), len(x), pointer(out))

@@ -11,7 +11,7 @@ from pixedge.rope import apply_rotary
 
 @dataclass(frozen=True)
 class EncoderLayerWeights:
-    """A layer's weights as stored, float16: norms [dim], matrices [out, in], in the order that the C reads."""
+    """A layer's weights as stored, float16: norms [dim], matrices [out, in], in the order that C reads."""
 
     attention_norm: Tensor
     q: Tensor
@@ -41,11 +41,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tens
 def encoder_layer(
     x: Tensor, cos: Tensor, sin: Tensor, weights: EncoderLayerWeights, heads: int, eps: float
 ) -> Tensor:
-    """Map the residual stream x float32 [patches, dim] to the next: attention, then the gated feed-forward."""
+    """Map the residual stream x float32 [patches, dim] to the next: attention, then gated feed-forward."""
     attention_norm, q, k, v, out, ffn_norm, gate, up, down = (weight.float() for weight in weights.tensors())
     normed = functional.rms_norm(x, x.shape[1:], attention_norm, eps)
-    split = (functional.linear(normed, weight).unflatten(-1, (heads, -1)) for weight in (q, k, v))
-    x = x + functional.linear(attention(*split, cos, sin).flatten(1), out)
+    q, k, v = (functional.linear(normed, weight).view(len(x), heads, -1) for weight in (q, k, v))
+    x = x + functional.linear(attention(q, k, v, cos, sin).flatten(1), out)
     normed = functional.rms_norm(x, x.shape[1:], ffn_norm, eps)
     hidden = functional.silu(functional.linear(normed, gate)) * functional.linear(normed, up)
     return x + functional.linear(hidden, down)
