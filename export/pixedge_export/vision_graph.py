@@ -54,7 +54,7 @@ def build_graph(config: ModelConfig, weights: Mapping[str, StoredWeight], form: 
     for index in range(config.vision.n_layers):
         x = layer(graph, config, f"vision_tower.transformer.layers.{index}", x, cos, sin)
     name = "multi_modal_projector"
-    x = graph.linear(f"{name}.linear_1", graph.narrow(x), bias=True, gelu=True)
+    x = graph.linear(f"{name}.linear_1", graph.narrow(x), bias=True, gelu=f"{name}.gelu")
     graph.linear(f"{name}.linear_2", x, bias=True, output="embeddings")
     return graph.model(config)
 
@@ -123,12 +123,15 @@ class _Graph:
         return self.add("Cast", [x], f"{x}.float32", to=TensorProto.FLOAT) if self.half else x
 
     def linear(
-        self, name: str, x: str, bias: bool = False, gelu: bool = False, output: str | None = None
+        self, name: str, x: str, bias: bool = False, gelu: str | None = None, output: str | None = None
     ) -> str:
-        """Multiply x [tokens, in] by the transpose of a weight [out, in]; GELU of that with `gelu`."""
+        """Multiply x [tokens, in] by the transpose of a weight [out, in]; `gelu` names the GELU of that."""
         inputs = [x, self.weight(f"{name}.weight")] + ([self.weight(f"{name}.bias")] if bias else [])
-        out = self.product(inputs, output or name, gelu)
-        return self.add("Gelu", [out], f"{name}.gelu") if gelu and self.form != "fused" else out
+        if gelu is None:
+            return self.product(inputs, output or name)
+        if self.form == "fused":
+            return self.product(inputs, gelu, gelu=True)
+        return self.add("Gelu", [self.product(inputs, name)], gelu)
 
     def product(self, inputs: list[str], output: str, gelu: bool = False) -> str:
         """Multiply x by the transpose of a weight, given with the bias, if any, as `inputs`."""

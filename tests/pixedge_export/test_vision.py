@@ -207,7 +207,7 @@ def test_fused_operators_refuse_what_does_not_fit(change: str, tmp_path: Path) -
     elif change == "weight order":
         layer.input[9], layer.input[11] = layer.input[11], layer.input[9]
     else:
-        linear = next(node for node in model.graph.node if node.name.endswith("linear_1"))
+        linear = next(node for node in model.graph.node if node.name.endswith("gelu"))
         linear.input[2] = layer.input[3]
     (tmp_path / FUSED_GRAPH).write_bytes(model.SerializeToString())
     with pytest.raises(Exception, match="the weights' shapes do not fit each other"):
