@@ -1,7 +1,7 @@
 """Compiles pixedge's CPU kernels; everything else about the package stands in pyproject.toml.
 
-The library is plain C that is loaded through ctypes. It is optional: where there is no compiler, or not a Unix
-one, the package installs without it and torch serves, more slowly.
+The library is plain C that is loaded through ctypes. It is optional: where there is no compiler, or not a
+Unix one, the package installs without it and torch serves, more slowly.
 """
 
 import sys

@@ -21,7 +21,7 @@ from pixedge.config import ModelConfig
 from pixedge.decoder import Decoder, DecoderLayer
 from pixedge.errors import ArtifactError
 from pixedge.kernels.cpu.fused_layer import fuse
-from pixedge.kernels.cpu.library import announce
+from pixedge.kernels.cpu.library import announce, release
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import GptqWeight, QuantizedWeight, read_gptq, read_imported_gptq
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
@@ -177,8 +177,10 @@ def load_decoder(
 ) -> Decoder:
     """Build the decoder with 4-bit linears and an 8-bit head, reading one layer at a time.
 
-    dtype is that of activations, norms and embeddings. Every tensor of the folder must find its place, and
-    every place its tensor: ArtifactError names one that does not, before any is read.
+    dtype is that of activations, norms and embeddings; 16-bit embeddings stay in the mapped file. A layer's
+    tensors are let go of when it is packed, so that no second copy of the weights builds up. Every tensor of
+    the folder must find its place, and every place its tensor: ArtifactError names one that does not, before
+    any is read.
     """
     check_tensors(artifact)
     if device.type == "cpu":
@@ -193,10 +195,15 @@ def load_decoder(
         tensors = artifact.tensors(DECODER + part)
         module = decoder.get_submodule(part.removesuffix("."))
         fill(module, tensors, DECODER + part, artifact.unpack, dtype, device)
+        for name, tensor in tensors.items():
+            if name.endswith("qweight"):
+                release(tensor)
     if progress:
         progress(len(parts), len(parts) + 1)
     fuse([layer for layer in decoder.layers if isinstance(layer, DecoderLayer)])
-    decoder.lm_head = Int8Linear(artifact.tensors(HEAD)[""], dtype, device)
+    head = artifact.tensors(HEAD)[""]
+    decoder.lm_head = Int8Linear(head, dtype, device)
+    release(head)
     if progress:
         progress(len(parts) + 1, len(parts) + 1)
     return decoder.eval().requires_grad_(False)

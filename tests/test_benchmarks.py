@@ -19,13 +19,16 @@ def last_line(base, script, *arguments):
 
 
 def test_decoder(tmp_path):
-    size = ["--layers", 1, "--prompt", 40, "--context", 24, "--vision-layers", 1, "--sides", 32, 64]
-    found = last_line(tmp_path, "decoder.py", "--tiny", "--repeats", 2, *size)
-    assert found["shape"] == "tiny" and found["layers"] == 1
-    seconds = found["seconds"]
-    # 4 layers in the tiny shape, one of them made
-    assert abs(found["token_seconds"] - 4 * seconds["token_layers"] - seconds["head"]) < 1e-5
-    assert abs(found["prefill_seconds"] - 4 * seconds["prompt_layers"] - seconds["head"]) < 1e-5
+    size = ["--layers", 1, "--prompts", 40, "--contexts", 24, "--batches", 2, "--vision-layers", 1]
+    found = last_line(tmp_path, "decoder.py", "--tiny", "--repeats", 2, "--sides", 32, 64, *size)
+    assert found["shape"] == "tiny" and found["layers"] == 1 and found["whole_layers"] == 4
+    cases = [(c["batch"], c["context"], c["bits"], c["tokens"]) for c in found["cases"]]
+    assert cases == [(1, 24, 8, 1), (1, 24, 16, 1), (2, 512, 8, 1), (1, 0, 8, 40)]
+    for case in found["cases"]:
+        # 4 layers in the tiny shape, one of them made
+        assert abs(case["seconds"] - 4 * case["layers_seconds"] - case["head_seconds"]) < 1e-5
+        assert case["tokens_per_second"] > 0 and case["share_of_limit"] > 0
+    assert found["read_bytes_per_second"] > 1e8
     assert found["picture_seconds"].keys() == {"32", "64"}
 
 
@@ -56,3 +59,11 @@ def test_bits(tmp_path):
     assert found["calibration_samples"] == [12] and list(found["variants"]) == names
     rtn, exported, _ = (found["variants"][name]["image"]["kl"][0] for name in names)
     assert 0 < exported < 0.7 * rtn
+
+
+def test_vision(tmp_path):
+    found = last_line(tmp_path, "vision.py", "--tiny", "--sides", 32, 64, "--repeats", 1)
+    assert found["shape"] == "tiny" and [row["side"] for row in found["pictures"]] == [32, 64]
+    for row in found["pictures"]:
+        assert row["cosine"]["ours"] > 0.999 and row["seconds"]["ours"] > 0
+    assert found["peak_bytes"]["ours"] > 1e8

@@ -1,5 +1,7 @@
 """Products with 4-bit and 8-bit weights against the same product in float64, on every shape that may come."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixedge.kernels import int4, int8
+from pixedge.kernels.cpu.library import TORCH, VARIABLE
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import QuantizedWeight, dequantize
 
@@ -15,6 +18,14 @@ CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BFLOAT16_UNIT = 2.0**-8
 """Half the distance of neighbouring bfloat16 numbers, relative: what one rounding costs at most."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_the_library() -> Iterator[None]:
+    """What serves where the compiled library does not; it has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, TORCH)
+        yield
 
 
 def generator(seed: int) -> torch.Generator:

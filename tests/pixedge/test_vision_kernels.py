@@ -122,6 +122,21 @@ def test_attention_keeps_nan(variant: str) -> None:
     assert fast.attention(q, k, v, cos, sin).isnan().all()
 
 
+def test_layer_sees_nothing_of_the_one_before(variant: str) -> None:
+    """Rows that a block of 32 has and a picture has not must be zero: no share of NaN is none.
+
+    The layer before leaves NaN wherever the kernels keep something.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    weights = layer_weights(64, 96)
+    x = torch.randn(1, 64)
+    expected = reference.encoder_layer(x, *angles(1, 32), weights, 2, 1e-5)
+    fast.encoder_layer(torch.full((64, 64), torch.nan), *angles(64, 32), weights, 2, 1e-5)
+    # one patch: its value whatever its angle
+    assert error(fast.encoder_layer(x, *angles(1, 32), weights, 2, 1e-5), expected) < BOUND
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("patches", [1, 64, 63 * 8])
 def test_layer(patches: int, threads: int, variant: str) -> None:

@@ -1,1 +1,1 @@
-"""The CPU kernels in C: built when the package is installed, loaded through ctypes, chosen by what the CPU has."""
+"""The CPU kernels in C: built when the package is installed, loaded through ctypes, chosen by the CPU."""

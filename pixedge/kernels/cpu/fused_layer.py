@@ -12,6 +12,7 @@ from pixedge.kernels.cpu.products import BLOCK, MOST_ROWS, Int4Cpu, int4_weight
 from pixedge.kv_cache import PagedStep
 from pixedge.linear import Int4Linear
 
+LINEARS = 7
 WIDEST_HEAD = 512
 """Channels of a head that the library has room for."""
 
@@ -25,15 +26,13 @@ class FusedLayer:
 
     def __init__(self, layer: DecoderLayer, steps: "Steps") -> None:
         """Describe a layer that ``fits`` to the library; ``steps`` is shared by a decoder's layers."""
-        attention, mlp = layer.self_attn, layer.mlp
-        linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        linears = _linears(layer)
         norms = [layer.input_layernorm, layer.post_attention_layernorm]
         # The structure holds addresses only; these hold the memory.
         self._weights = [(linear.weight, linear.scales, linear.zeros) for linear in linears]
         self._norms = [norm.weight.float().contiguous() for norm in norms]
         packed = [int4_weight(*parts) for parts in self._weights]
-        dim, head_dim = packed[0].inputs, attention.head_dim
+        dim, head_dim = packed[0].inputs, layer.self_attn.head_dim
         self._layer = Layer(
             *packed,
             *map(pointer, self._norms),
@@ -49,18 +48,19 @@ class FusedLayer:
     @staticmethod
     def fits(layer: DecoderLayer) -> bool:
         """Tell whether the library takes a layer: packed weights, inputs in their order, equal groups."""
-        attention, mlp = layer.self_attn, layer.mlp
-        shared = [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]
-        linears = [*shared[0], attention.o_proj, *shared[1], mlp.down_proj]
-        if not all(
-            isinstance(linear, Int4Linear) and isinstance(linear.kernel, Int4Cpu) and linear.order is None
-            for linear in linears
+        linears = _linears(layer)
+        if len(linears) < LINEARS or not all(
+            isinstance(linear.kernel, Int4Cpu) and linear.order is None for linear in linears
         ):
             return False
-        if any(len({linear.scales.shape[1] for linear in group}) > 1 for group in shared):
-            return False
-        equal = layer.input_layernorm.eps == layer.post_attention_layernorm.eps
-        return equal and attention.head_dim % 2 == 0 and attention.head_dim <= WIDEST_HEAD
+        groups = [linear.scales.shape[1] for linear in linears]
+        head_dim = layer.self_attn.head_dim
+        return (
+            len(set(groups[:3])) == len(set(groups[4:6])) == 1  # those that share activations
+            and layer.input_layernorm.eps == layer.post_attention_layernorm.eps
+            and head_dim % 2 == 0
+            and head_dim <= WIDEST_HEAD
+        )
 
     def takes(self, x: Tensor, attend: Attend) -> bool:
         """Tell whether a step is for the library: few tokens over pages that it reads."""
@@ -83,6 +83,14 @@ class FusedLayer:
         return y
 
 
+def _linears(layer: DecoderLayer) -> list[Int4Linear]:
+    """Return those of a layer's linears that are in 4 bits, in the order of ``Layer``."""
+    attention, mlp = layer.self_attn, layer.mlp
+    found = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    found += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return [linear for linear in found if isinstance(linear, Int4Linear)]
+
+
 class Steps:
     """What the layers of a decoder share in one step: its layout and scratch memory, made by the first."""
 
@@ -90,12 +98,12 @@ class Steps:
         self._known: WeakKeyDictionary[PagedStep, tuple[Step, tuple[Tensor, ...]]] = WeakKeyDictionary()
 
     def lay_out(self, layer: Layer, cos: Tensor, sin: Tensor, attend: PagedStep) -> Step:
-        """Return the step that ``attend`` lays out, at the angles cos and sin float32 [tokens, head_dim / 2]."""
+        """Return the step that ``attend`` lays out; cos, sin: float32 [tokens, head_dim / 2]."""
         known = self._known.get(attend)
         if known is not None and known[1][0] is cos and known[1][1] is sin:
             return known[0]
         pool = attend.pool
-        layers, pages, kv_heads, page, head_dim = pool.keys.shape
+        _, pages, kv_heads, page, head_dim = pool.keys.shape
         assert page == BLOCK and (kv_heads, head_dim) == (layer.kv_heads, layer.head_dim), pool.keys.shape
         assert pool.values.shape == pool.keys.shape and pool.values.dtype == pool.keys.dtype
         assert (pool.keys.dtype == torch.int8) == (pool.key_scales is not None)
@@ -105,7 +113,7 @@ class Steps:
         used = -(-int(ends.max()) // page)
         assert used <= attend.tables.shape[1]
         held = attend.tables[torch.arange(attend.tables.shape[1]) < (ends[:, None] + page - 1) // page]
-        assert 0 <= int(held.min()) and int(held.max()) < pages, "a page that the pool does not have"
+        assert int(held.min()) >= 0 and int(held.max()) < pages, "a page that the pool does not have"
         turns = (cos.contiguous(), sin.contiguous())
         step = Step(
             attend.tokens,

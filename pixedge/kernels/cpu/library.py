@@ -7,7 +7,7 @@ has; "torch" leaves the library out altogether.
 import ctypes
 import os
 import sys
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_long, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -76,6 +76,10 @@ _SIGNATURES = {
     "pixedge_threads": (c_int, []),
     "pixedge_int4_few_rows": (c_int, [POINTER(Int4Weight), c_void_p, c_int64, c_void_p]),
     "pixedge_int8_few_rows": (c_int, [POINTER(Int8Weight), c_void_p, c_int64, c_void_p]),
+    "pixedge_int4_many_rows": (
+        c_int,
+        [c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long, c_void_p],
+    ),
     "pixedge_int4_unpack": (None, [POINTER(Int4Weight), c_void_p]),
     "pixedge_int4_repack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
     "pixedge_int8_round": (None, [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p]),
@@ -128,7 +132,7 @@ def announce() -> None:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return memory that a kernel reads: aligned to a line of 64 bytes, and in large pages where it is large."""
+    """Return memory for a kernel to read: aligned to lines of 64 bytes, in large pages where it is large."""
     count = dtype.itemsize
     for size in shape:
         count *= size
@@ -139,6 +143,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     start = -memory.data_ptr() % LARGE_PAGE
     opened.pixedge_large_pages(memory.data_ptr() + start, count)
     return memory[start : start + count].view(dtype).view(shape)
+
+
+def release(tensor: Tensor) -> None:
+    """Give back the memory of a tensor that is read no more; if it maps a file, the file's pages leave."""
+    opened = _open()
+    if opened is not None and tensor.device.type == "cpu":
+        opened.pixedge_release(pointer(tensor), tensor.nbytes)
 
 
 def pointer(tensor: Tensor | None) -> int | None:

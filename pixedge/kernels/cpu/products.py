@@ -2,7 +2,9 @@
 
 Few rows read the packed weight once for all of them, with activations rounded to 8 bits: one scale for every
 128 inputs (fewer where the weight's groups are smaller). With s the scale of an activation's group, a term
-w * x is off by at most |w| * s / 2, and s is the group's largest |x| over 127.
+w * x is off by at most |w| * s / 2, and s is the group's largest |x| over 127. Many rows go to a product in
+bfloat16 where the CPU has matrix tiles; elsewhere passes in 8 bits remain faster than any product of floats,
+but for plain C, which is slower than unpacking the weight for torch.
 """
 
 import ctypes
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pixedge.kernels.cpu.library import Int4Weight, Int8Weight, aligned_empty, library, pointer
+from pixedge.kernels.cpu.library import Int4Weight, Int8Weight, aligned_empty, library, pointer, variant
 from pixedge.packing import GptqWeight, QuantizedWeight
 
 BLOCK = 16
@@ -20,9 +22,6 @@ BLOCK = 16
 
 MOST_ROWS = 16
 """Rows that one pass over the weights serves."""
-
-FEW_ROWS = 64
-"""Up to here passes over the packed weight are faster than unpacking it for an ordinary product."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Int4Cpu:
             lines = _empty_lines(plain.out_features, plain.in_features)
             lines.copy_(pack_lines(plain.q))
             scales, zeros = plain.scales.t(), None if plain.zeros is None else plain.zeros.t()
-        halves = scales.float().half()
+        halves = scales if scales.dtype == torch.float16 else scales.float().half()
         assert bool(halves.isfinite().all()), "a scale is beyond float16"
         return (lines, _by_blocks(halves), *(() if zeros is None else (_by_blocks(zeros),)))
 
@@ -64,11 +63,16 @@ class Int4Cpu:
             return functional.linear(x, dequantize_lines(weight, scales, zeros).to(x.dtype))
         x, packed = x.contiguous(), int4_weight(weight, scales, zeros)
         assert x.shape[1] == packed.inputs
-        if len(x) > FEW_ROWS:
+        y = torch.empty(len(x), packed.outputs, dtype=x.dtype)
+        if len(x) > MOST_ROWS and variant() == "c":
             dense = torch.empty(packed.outputs, packed.inputs, dtype=x.dtype)
             opened.pixedge_int4_unpack(ctypes.byref(packed), pointer(dense))
             return functional.linear(x, dense)
-        y = torch.empty(len(x), packed.outputs, dtype=x.dtype)
+        if len(x) > MOST_ROWS and variant() == "amx":
+            sizes = packed.outputs, packed.group
+            parts = packed.lines, packed.scales, packed.zeros
+            if not opened.pixedge_int4_many_rows(pointer(x), *x.shape, *parts, *sizes, pointer(y)):
+                return y
         if opened.pixedge_int4_few_rows(ctypes.byref(packed), pointer(x), len(x), pointer(y)):
             raise MemoryError("no memory for a product's activations")
         return y
