@@ -457,7 +457,7 @@ from pixedge.section import read_json
 folder = Path(sys.argv[1])
 config = ModelConfig.from_params(read_json(folder / "params.json"))
 start = time.perf_counter()
-session = VisionSession(folder, config, torch.device("cpu"))
+session = VisionSession(folder, config, torch.device("cpu"), exact=sys.argv[2] == "True")
 loaded = time.perf_counter()
 session.encode(np.random.default_rng(0).standard_normal((3, 1024, 1024), np.float32))
 done = time.perf_counter()
@@ -468,17 +468,22 @@ print(int(status["VmHWM"].split()[0]) * 1024, loaded - start, done - loaded)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_full_size_picture_on_the_cpu_peaks_below_weights_plus_1200_mb(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("exact", "beside"), [(True, 1.2e9), pytest.param(False, 0.8e9, marks=needs_kernels)]
+)
+def test_full_size_picture_on_the_cpu_peaks_below_a_bound(exact: bool, beside: float, tmp_path: Path) -> None:
     """24 layers of 1024, a 1024x1024 picture, loading included, Python and torch counted too.
+
+    Weights count 4 bytes each: float32, or those of the file, which are mapped, beside packed bfloat16.
 
     The kernel's own figure for a process, ru_maxrss, starts from its parent's; VmHWM is this process's alone.
     """
     write_random_shard(tmp_path / SHARD, FULL)
     export_vision(FULL, tmp_path, SHARD)
     (tmp_path / "params.json").write_text(json.dumps(FULL.to_params()))
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), str(exact)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     peak, load, run = map(float, output.split())
     weights = 4 * sum(map(math.prod, shapes_of(FULL).values()))
     print(f"peak {peak / 1e6:.0f} MB, weights {weights / 1e6:.0f} MB, load {load:.1f} s, encode {run:.1f} s")
-    assert peak <= weights + 1.2e9
+    assert peak <= weights + beside

@@ -71,9 +71,9 @@ VECTOR void pixedge_store_keys(const struct pixedge_heads *h, long head, long bl
 
 VECTOR void pixedge_store_values(const struct pixedge_heads *h, long head, long block, const float *x) {
     /* Two keys' values side by side: 0, 16, 1, 17, ... of the joined vector. */
-    const __m512i pairs = _mm512_add_epi32(
-        _mm512_set1_epi32(16 << 16),
-        _mm512_mullo_epi32(_mm512_set1_epi32(0x10001), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
+    const __m512i counted = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i twice = _mm512_mullo_epi32(_mm512_set1_epi32(0x10001), counted);
+    const __m512i pairs = _mm512_add_epi32(_mm512_set1_epi32(16 << 16), twice);
     for (long part = 0; part < 2 * h->width; part++) { /* 16 outputs */
         char *to = h->v + ((head * h->width + part / 2) * h->blocks + block) * 2048 + part % 2 * 1024;
         for (long key = 0; key < 32; key += 2) {
@@ -161,7 +161,8 @@ VECTOR static void hide_missing(struct state *s, long rows, long start, long pat
 
 VECTOR void pixedge_attend(const struct pixedge_heads *h, long head, long block, char *attended) {
     struct state s;
-    float out[PIXEDGE_WIDEST_HEAD / 32 * 1024] __attribute__((aligned(64))); /* [width, 2 (queries), 2 (outputs), 16, 16] */
+    /* [width, 2 (queries), 2 (outputs), 16, 16] */
+    float out[PIXEDGE_WIDEST_HEAD / 32 * 1024] __attribute__((aligned(64)));
     const long rows = h->patches - 32 * block > 16 ? 32 : 16;
     const char *q = h->q + (head * h->blocks + block) * h->width * 2048;
     const char *k = h->k + head * h->blocks * h->width * 2048;
@@ -217,7 +218,8 @@ static void scatter(const struct whole *w, long head, long block) {
     for (long row = 0; row < 32 && 32 * block + row < h->patches; row++) {
         for (long i = 0; i < h->head_dim; i++) {
             uint16_t half;
-            memcpy(&half, w->attended + ((block * h->heads + head) * h->width + i / 32) * 2048 + row * 64 + i % 32 * 2, 2);
+            const char *from = w->attended + ((block * h->heads + head) * h->width + i / 32) * 2048;
+            memcpy(&half, from + row * 64 + i % 32 * 2, sizeof half);
             const uint32_t bits = (uint32_t)half << 16;
             memcpy(w->out + ((32 * block + row) * h->heads + head) * h->head_dim + i, &bits, 4);
         }
@@ -250,8 +252,8 @@ static void whole_task(void *context, int thread, int threads) {
     pixedge_products_end();
 }
 
-int pixedge_encoder_attention(const float *q, const float *k, const float *v, const float *cos, const float *sin, long heads,
-                      long head_dim, long patches, float *out) {
+int pixedge_encoder_attention(const float *q, const float *k, const float *v, const float *cos, const float *sin,
+                              long heads, long head_dim, long patches, float *out) {
     struct whole w = {pixedge_heads_of(heads, head_dim, patches), q, k, v, cos, sin, out, 0, 0, 0};
     const size_t bytes = pixedge_heads_bytes(&w.h);
     char *scratch = pixedge_scratch_take(4 * bytes);

@@ -39,7 +39,7 @@ void pixedge_attend(const struct pixedge_heads *h, long head, long block, char *
 
 /* For tests and timing: q, k, v, out float32 [patches, heads * head_dim], cos, sin float32 [patches, head_dim / 2].
    0, or -1 where memory ran out. */
-PIXEDGE_API int pixedge_encoder_attention(const float *q, const float *k, const float *v, const float *cos, const float *sin,
-                                  long heads, long head_dim, long patches, float *out);
+PIXEDGE_API int pixedge_encoder_attention(const float *q, const float *k, const float *v, const float *cos,
+                                          const float *sin, long heads, long head_dim, long patches, float *out);
 
 #endif

@@ -52,7 +52,8 @@ struct pixedge_encoder_layer *pixedge_encoder_layer_new(long dim, long heads, lo
 }
 
 void pixedge_encoder_layer_free(struct pixedge_encoder_layer *layer) {
-    struct pixedge_matrix *all[] = {&layer->q, &layer->k, &layer->v, &layer->out, &layer->gate, &layer->up, &layer->down};
+    struct pixedge_matrix *all[] = {&layer->q,    &layer->k,  &layer->v,   &layer->out,
+                                    &layer->gate, &layer->up, &layer->down};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         pixedge_matrix_free(all[i]);
     }
@@ -88,19 +89,22 @@ static void project(const struct layer_call *call, long first, long count, char 
     }
     float c[1024] __attribute__((aligned(64))), x[32 * PIXEDGE_WIDEST_HEAD] __attribute__((aligned(64)));
     const struct pixedge_matrix *matrices[] = {&l->q, &l->k, &l->v};
+    void (*const store[])(const struct pixedge_heads *, long, long, const float *) = {
+        pixedge_store_queries, pixedge_store_keys, pixedge_store_values};
     for (int which = 0; which < 3; which++) {
         for (long head = 0; head < l->heads; head++) {
             for (long i = 0; i < count; i++) {
                 const long block = first + i, rows = rows_of(h->patches, block);
                 const long at = 32 * block * (h->head_dim / 2);
+                const char *a = normed + i * block_bytes;
                 for (long part = 0; part < h->width; part++) {
-                    pixedge_block(normed + i * block_bytes, matrices[which], head * h->width + part, rows > 16 ? 2 : 1, c);
+                    pixedge_block(a, matrices[which], head * h->width + part, rows > 16 ? 2 : 1, c);
                     pixedge_spread(c, x + 32 * part, 32 * h->width);
                 }
                 if (which < 2) {
                     pixedge_rotate(h, x, rows, call->cos + at, call->sin + at);
                 }
-                (which == 0 ? pixedge_store_queries : which == 1 ? pixedge_store_keys : pixedge_store_values)(h, head, block, x);
+                store[which](h, head, block, x);
             }
         }
     }
@@ -180,8 +184,8 @@ static long blocks_together(long blocks, int threads) {
     return share < 1 ? 1 : share > MOST_BLOCKS ? MOST_BLOCKS : share;
 }
 
-int pixedge_encoder_layer_run(const struct pixedge_encoder_layer *layer, const float *x, const float *cos, const float *sin,
-                      long patches, float *out) {
+int pixedge_encoder_layer_run(const struct pixedge_encoder_layer *layer, const float *x, const float *cos,
+                              const float *sin, long patches, float *out) {
     struct layer_call call = {.layer = layer, .x = x, .cos = cos, .sin = sin, .out = out};
     const int threads = pixedge_threads();
     call.threads = threads;
@@ -253,7 +257,8 @@ static void linear_task(void *context, int thread, int threads) {
     for (long first; (first = pixedge_next(&call->next) * call->together) < call->blocks;) {
         const long count = call->blocks - first < call->together ? call->blocks - first : call->together;
         for (long i = 0; i < count; i++) {
-            pixedge_pack_rows(call->x + 32 * (first + i) * l->in, rows_of(call->rows, first + i), l->in, NULL, 0, a + i * block_bytes);
+            const float *x = call->x + 32 * (first + i) * l->in;
+            pixedge_pack_rows(x, rows_of(call->rows, first + i), l->in, NULL, 0, a + i * block_bytes);
         }
         for (long o = 0; o < l->matrix.out_blocks; o++) {
             for (long i = 0; i < count; i++) {

@@ -105,7 +105,8 @@ VECTOR static inline __m512 gelu_of(__m512 x) {
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(1.421413741f));
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(-0.284496736f));
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(0.254829592f));
-    const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(y, t), exp_of(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(z, z))));
+    const __m512 square = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(z, z));
+    const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(y, t), exp_of(square));
     const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     const __m512 half = _mm512_mul_ps(tail, _mm512_set1_ps(0.5f)); /* Phi(-|x|) */
     return _mm512_mul_ps(x, _mm512_mask_sub_ps(half, (__mmask16)~negative, one, half));
