@@ -32,7 +32,9 @@ One line, in ASCII, once the answer is complete.
 | `model` | the exported folder |
 | `prompt_tokens` | tokens of everything that was asked, pictures included |
 | `image_tokens` | those of them that stand for a patch of a picture |
+| `cached_tokens` | those of the prompt that were known from an earlier request and not computed |
 | `completion_tokens` | tokens of the answer |
+| `kv_cache` | `bits` of a stored key or value (16 also where float32 is kept as it is), `tokens` it holds |
 | `seed` | what makes the same draws again, as `--seed` |
 | `seconds` | the times below |
 | `tokens_per_second` | rate after the first token; `null` for a single token |

@@ -5,60 +5,13 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pixedge.config import DecoderConfig
 from pixedge.kernels.attention import PAGE, attend_pages, causal_mask, write_pages
+from pixedge.kernels.cpu.flash import flash_pages
 
-
-class KVCache:
-    """Room for ``capacity`` tokens of one sequence in every layer; an ``Attend`` for the decoder.
-
-    A step writes its keys and values behind the ``length`` tokens already held and attends to all of them;
-    ``advance`` makes the step's tokens count once every layer has seen them.
-    """
-
-    def __init__(
-        self, config: DecoderConfig, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        """Allocate 2 * layers * capacity * kv_heads * head_dim elements of ``dtype``."""
-        shape = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.capacity = capacity
-        self.length = 0
-
-    def advance(self, tokens: int) -> None:
-        """Count ``tokens`` more as held."""
-        self.length += tokens
-        assert self.length <= self.capacity
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend as ``Attend`` says: token i of the step sees the held tokens and the step's first i + 1."""
-        tokens, heads, head_dim = q.shape
-        end = self.length + tokens
-        assert end <= self.capacity, f"{end} tokens in a cache for {self.capacity}"
-        self.keys[layer, :, self.length : end] = k.transpose(0, 1)
-        self.values[layer, :, self.length : end] = v.transpose(0, 1)
-        keys, values = self.keys[layer, :, :end], self.values[layer, :, :end]  # [kv_heads, end, head_dim]
-        groups = heads // keys.shape[0]
-        if tokens == 1:
-            # The queries that share a key stand in as a sequence of `groups` queries: the cache is read once.
-            out = functional.scaled_dot_product_attention(
-                q.view(-1, groups, head_dim)[None], keys[None], values[None]
-            )
-            return out.reshape(1, heads, head_dim)
-        mask = None
-        if self.length:
-            mask = torch.ones(tokens, end, dtype=torch.bool, device=q.device).tril(self.length)
-        out = functional.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys.repeat_interleave(groups, 0)[None],
-            values.repeat_interleave(groups, 0)[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-        )
-        return out[0].transpose(0, 1)
+Pages = tuple[Tensor, Tensor | None]
+"""One layer's keys or values in pages, and the scales of those in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +101,19 @@ class PagedStep:
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """Attend with q [tokens, heads, head_dim]; the step's own keys and values are stored by now."""
         assert len(q) == self.tokens, f"{len(q)} queries in a step of {self.tokens} tokens"
-        if self._masks is None:  # the same in every layer
-            self._masks = [causal_mask(*span, q.dtype, q.device) for span in self.spans]
         keys, values = self.pool.layer(layer)
-        parts = torch.split(q, [count for _, count in self.spans])
         out = [
-            attend_pages(part, keys, values, table, start, mask)
-            for part, table, (start, _), mask in zip(parts, self.tables, self.spans, self._masks, strict=True)
+            self._attend_one(index, part, keys, values)
+            for index, part in enumerate(torch.split(q, [count for _, count in self.spans]))
         ]
         return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _attend_one(self, index: int, q: Tensor, keys: Pages, values: Pages) -> Tensor:
+        """Attend with one sequence's q, in the library where it has a kernel for that."""
+        start = self.spans[index][0]
+        found = flash_pages(q, keys, values, self.tables[index], start)
+        if found is not None:
+            return found
+        if self._masks is None:  # the same in every layer
+            self._masks = [causal_mask(*span, q.dtype, q.device) for span in self.spans]
+        return attend_pages(q, keys, values, self.tables[index], start, self._masks[index])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pixedge.decoder import Decoder
-from pixedge.engine import Engine
+from pixedge.engine import Engine, EngineOptions
 from pixedge.model import Model
 from pixedge.tensor_shapes import DECODER, HEAD
 from pixedge.tokenizer import Tokenizer
@@ -57,5 +57,6 @@ def load_dense(
     tokenizer = Tokenizer(checkpoint.tokenizer_file(), config.vision, config.decoder.vocab_size)
     decoder = load_decoder(checkpoint, dtype, device)
     vision = TorchVision(load_encoder(checkpoint, dtype, device), device)
-    engine = Engine(config, decoder, vision, device, dtype, tokenizer.stop_ids)
+    options = EngineOptions(kv_bits=16)  # as it is: nothing is rounded that the checkpoint does not round
+    engine = Engine(config, decoder, vision, device, dtype, tokenizer.stop_ids, options)
     return Model(config, engine, tokenizer, checkpoint.folder, 0.0)

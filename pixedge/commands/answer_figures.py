@@ -35,7 +35,7 @@ def record(
         "image_tokens": answer.image_tokens,
         "cached_tokens": answer.cached_tokens,
         "completion_tokens": answer.completion_tokens,
-        "cache": {"bits": model.engine.kv_bits, "tokens": model.engine.cache.tokens},
+        "kv_cache": {"bits": model.engine.kv_bits, "tokens": model.engine.cache.tokens},
         "seed": answer.seed,
         "seconds": {name: round(value, 6) for name, value in seconds.items()},
         "tokens_per_second": answer.tokens_per_second,
@@ -67,9 +67,10 @@ def figures(answer: "Answer", model: "Model", n_pictures: int) -> str:
     """Give the line of figures that follows the answer."""
     pictures = "1 picture" if n_pictures == 1 else f"{n_pictures} pictures"
     rate = answer.tokens_per_second
+    among = [f"{answer.image_tokens} from {pictures}"] if n_pictures else []
+    among += [f"{answer.cached_tokens} known"] if answer.cached_tokens else []
     parts = [
-        f"prompt {answer.prompt_tokens} tokens"
-        + (f" ({answer.image_tokens} from {pictures})" if n_pictures else ""),
+        f"prompt {answer.prompt_tokens} tokens" + (f" ({', '.join(among)})" if among else ""),
         f"answer {answer.completion_tokens} tokens" + ("" if rate is None else f" at {rate:.1f} tokens/s"),
         f"first token after {answer.timings.first_token:.2f} s",
         f"load {model.load_seconds:.2f} s",

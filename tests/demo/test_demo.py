@@ -16,11 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "demo"))
 import evaluate
 import pixedge as package
 from conversations import conversation
-from pixedge.engine import Stopwatch
-from pixedge.kv_cache import KVCache
 from pixedge.sampling import SamplingParams
 from pixedge_export.dense import load_dense
 from scenes import TASKS
+from tests.engines import again, embed, prompt_logits
 from tests.exported_demo import DEMO, PICTURES, exported_demo, pixedge
 from turns import Turn, is_right
 
@@ -220,35 +219,29 @@ def prompt(exact):
 
 
 def logits_of(engine, prompt):
-    cache = KVCache(engine.config.decoder, len(prompt.ids), engine.dtype, CPU)
-    return engine.prefill(prompt, cache, Stopwatch())
-
-
-@torch.inference_mode()
-def token_by_token(engine, prompt):
-    cache = KVCache(engine.config.decoder, len(prompt.ids), engine.dtype, CPU)
-    for x in engine.embed(prompt, Stopwatch()):
-        hidden = engine.forward(x[None], cache)
-    return engine.decoder.lm_head(hidden)[0]
+    """Give the logits behind a prompt, computed afresh."""
+    return prompt_logits(again(engine), prompt)
 
 
 def test_prefill_is_token_by_token_decode(exact, prompt):
     torch.testing.assert_close(
-        logits_of(exact.engine, prompt), token_by_token(exact.engine, prompt), **TOLERANCE
+        logits_of(exact.engine, prompt),
+        prompt_logits(again(exact.engine, prefill_chunk=1), prompt),
+        **TOLERANCE,
     )
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_chunked_is_whole(exact, prompt, chunk):
     whole = logits_of(exact.engine, prompt)
-    chunked = logits_of(dataclasses.replace(exact.engine, prefill_chunk=chunk), prompt)
+    chunked = prompt_logits(again(exact.engine, prefill_chunk=chunk), prompt)
     torch.testing.assert_close(chunked, whole, **TOLERANCE)
 
 
 def test_two_pictures_are_encoded_as_each_alone(exact, prompt):
     engine = exact.engine
     places = torch.tensor(prompt.ids) == engine.config.vision.image_token_id
-    together = engine.embed(prompt, Stopwatch())[places]
+    together = embed(engine, prompt)[places]
     alone = torch.cat([engine.vision.encode(image) for image in prompt.images])
     assert len(prompt.images) == 2
     assert torch.equal(together, alone.to(together.dtype))

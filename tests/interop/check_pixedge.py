@@ -30,8 +30,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 import pixedge
-from pixedge.engine import Engine, Stopwatch, greedy
-from pixedge.kv_cache import KVCache
+from pixedge.engine import Engine, greedy
+from pixedge.sampling import SampledToken, Sampler, SamplingParams
 from pixedge.tensor_shapes import HEAD
 from pixedge.tokenizer import Prompt
 
@@ -72,13 +72,26 @@ def dense_head(folder: Path) -> torch.nn.Linear:
     return head
 
 
-@torch.inference_mode()
+class Forced(Sampler):
+    """Says a given answer whatever the logits are, and keeps the logits."""
+
+    def __init__(self, answer: list[int]) -> None:
+        """Take the answer's ids."""
+        super().__init__(SamplingParams(max_tokens=len(answer)))
+        self.answer = answer
+        self.rows: list[Tensor] = []
+
+    def sample(self, logits: Tensor) -> SampledToken:
+        """Give the next token of the answer."""
+        self.rows.append(logits)
+        return SampledToken(self.answer[len(self.rows) - 1], 0.0)
+
+
 def forced_logits(engine: Engine, prompt: Prompt, answer: list[int]) -> Tensor:
     """Give the logits float32 [tokens, vocab] from which each token of an answer was to be chosen."""
-    cache = KVCache(engine.config.decoder, len(prompt.ids) + len(answer), engine.dtype, engine.device)
-    logits = [engine.prefill(prompt, cache, Stopwatch())]
-    logits += [engine.decode(token, cache) for token in answer[:-1]]
-    return torch.stack(logits).float()
+    sampler = Forced(answer)
+    list(engine.tokens(engine.submit(prompt, sampler)))
+    return torch.stack(sampler.rows)
 
 
 def first_difference(question: int, ours: list[int], theirs: list[int], logits: Tensor) -> Difference | None:
@@ -141,7 +154,7 @@ def main() -> None:
     if arguments.dense_head and arguments.dtype != "float32":
         parser.error("--dense-head computes in float32; add --dtype float32")
 
-    model = pixedge.load(arguments.folder, dtype=arguments.dtype, device="cpu")
+    model = pixedge.load(arguments.folder, dtype=arguments.dtype, kv_cache="16bit", device="cpu")
     if arguments.dense_head:
         model.engine.decoder.lm_head = dense_head(arguments.folder)
     encoded = [model.tokenizer.encode(messages) for messages in prompts.read(arguments.questions)]

@@ -10,9 +10,10 @@ from transformers import LlavaForConditionalGeneration
 
 from pixedge.config import ModelConfig
 from pixedge.decoder import Decoder, WholeSequences
-from pixedge.engine import Engine, Stopwatch
+from pixedge.engine import Engine
 from pixedge.tokenizer import Prompt
 from pixedge_export.checkpoint import Layout, open_checkpoint, save_checkpoint
+from tests.engines import embed
 from tests.random_models import (
     CPU,
     TorchVision,
@@ -55,7 +56,7 @@ def load_engine(folder: Path) -> Engine:
 @torch.no_grad()
 def all_logits(engine: Engine, prompt: Prompt) -> Tensor:
     """Return the logits [tokens, vocab] behind every token of a prompt."""
-    x = engine.embed(prompt, Stopwatch())
+    x = embed(engine, prompt)
     hidden = engine.decoder(x, torch.arange(len(x)), WholeSequences(len(x)))
     logits: Tensor = engine.decoder.lm_head(hidden)
     return logits

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pixedge
-from pixedge.errors import ArtifactError, CheckpointError, UsageError
+from pixedge.errors import ArtifactError, CapacityError, CheckpointError, UsageError
 from pixedge.loading import choose_device
 from tests.small_exports import CONFIG, small_export
 
@@ -48,6 +48,33 @@ def test_progress_counts_to_the_end_of_each_phase(folder: Path) -> None:
     assert steps == [("weights", done, 5) for done in range(6)] + [("vision", 0, 1), ("vision", 1, 1)]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kv_cache", "stored"),
+    [
+        ("auto", "auto", torch.int8),
+        ("float32", "auto", torch.float32),
+        ("bfloat16", "16bit", torch.bfloat16),
+        ("float16", "8bit", torch.int8),
+        ("float32", "8bit", torch.int8),
+    ],
+)
+def test_the_cache_is_what_was_asked_for(
+    folder: Path, dtype: str, kv_cache: str, stored: torch.dtype
+) -> None:
+    model = pixedge.load(folder, device="cpu", dtype=dtype, kv_cache=kv_cache, context=100)
+    assert model.engine.cache.pool.keys.dtype == stored
+    assert model.engine.cache.tokens == 112  # whole pages
+    answer = model.generate(QUESTION, pixedge.SamplingParams(max_tokens=3))
+    assert answer.completion_tokens == 3 or answer.finish_reason == "stop"
+    with pytest.raises(CapacityError, match=r"an answer of up to [\d,]+ do not fit the cache of 112"):
+        model.stream(QUESTION)
+
+
+def test_the_whole_context_is_the_default(folder: Path) -> None:
+    model = pixedge.load(folder, device="cpu")
+    assert model.engine.cache.tokens == -(-CONFIG.decoder.context // 16) * 16
+
+
 def test_threads(folder: Path) -> None:
     pixedge.load(folder, device="cpu", threads=1)
     assert torch.get_num_threads() == 1
@@ -58,6 +85,8 @@ def test_threads(folder: Path) -> None:
     [
         ({"dtype": "int8"}, "dtype is 'int8'; use auto, float32, bfloat16, float16"),
         ({"threads": 0}, "threads is 0; give 1 or more"),
+        ({"kv_cache": "4bit"}, "kv_cache is '4bit'; use auto, 16bit, 8bit"),
+        ({"context": 0}, "context is 0; give 1 or more tokens"),
         ({"device": "gpu"}, "device is 'gpu'; use auto, cpu, cuda or cuda:N"),
         ({"device": "meta"}, "device is 'meta'; use auto, cpu, cuda or cuda:N"),
         ({"device": ""}, "device is ''; use auto, cpu, cuda or cuda:N"),

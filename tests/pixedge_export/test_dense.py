@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pixedge.decoder import WholeSequences
-from pixedge.engine import Stopwatch
 from pixedge.errors import CheckpointError
 from pixedge.sampling import SamplingParams
 from pixedge_export.dense import load_dense
 from pixedge_export.encoder import encode
 from pixedge_export.known_picture import known_conversation
+from tests.engines import embed
 from tests.random_models import build_decoder, build_encoder
 from tests.small_exports import CONFIG, small_tensors, write_checkpoint
 
@@ -45,7 +45,7 @@ def test_everything_is_in_the_dtype_asked_for(tmp_path: Path, dtype: torch.dtype
     assert {parameter.dtype for parameter in parameters} == {dtype}
     assert not any(parameter.requires_grad or parameter.is_meta for parameter in parameters)
     prompt = model.tokenizer.encode(known_conversation())
-    assert model.engine.embed(prompt, Stopwatch()).dtype == dtype
+    assert embed(model.engine, prompt).dtype == dtype
 
 
 def test_a_missing_tokenizer_is_a_sentence(tmp_path: Path) -> None:

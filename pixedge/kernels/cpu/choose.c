@@ -16,7 +16,6 @@
 #endif
 
 #include "kernels.h"
-#include "pool.h"
 
 const struct kernels *pixedge_kernels = &pixedge_plain;
 static const char *chosen = "c";
@@ -77,8 +76,7 @@ static const struct variant {
     {"c", &pixedge_plain},
 };
 
-/* Use the variant of this name, or the best one for NULL. Return 0, or 1 where this CPU lacks it. */
-PIXEDGE_API int pixedge_choose(const char *name) {
+int pixedge_choose(const char *name) {
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
         if ((name == NULL || strcmp(name, variants[i].name) == 0) && has(variants[i].name)) {
             pixedge_kernels = variants[i].table;
@@ -89,7 +87,6 @@ PIXEDGE_API int pixedge_choose(const char *name) {
     return 1;
 }
 
-/* The variant in use. */
-PIXEDGE_API const char *pixedge_chosen(void) {
+const char *pixedge_chosen(void) {
     return chosen;
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 from pixedge.decoder import Attend, DecoderLayer
 from pixedge.kernels.cpu.library import Layer, Step, library, pointer
 from pixedge.kernels.cpu.products import BLOCK, MOST_ROWS, Int4Cpu, int4_weight
+from pixedge.kernels.cpu.prompt_layer import PromptLayer
 from pixedge.kv_cache import PagedStep
 from pixedge.linear import Int4Linear
 
@@ -44,6 +45,7 @@ class FusedLayer:
             norms[0].eps,
         )
         self._steps = steps
+        self._prompt = PromptLayer(packed, self._norms, head_dim, norms[0].eps)
 
     @staticmethod
     def fits(layer: DecoderLayer) -> bool:
@@ -63,10 +65,11 @@ class FusedLayer:
         )
 
     def takes(self, x: Tensor, attend: Attend) -> bool:
-        """Tell whether a step is for the library: few tokens over pages that it reads."""
+        """Tell whether a step is for the library: over pages that it reads, many tokens only on tiles."""
         return (
             isinstance(attend, PagedStep)
-            and 0 < len(x) <= MOST_ROWS
+            and len(x) > 0
+            and (len(x) <= MOST_ROWS or PromptLayer.usable())
             and x.dtype == torch.bfloat16
             and attend.pool.keys.dtype in (torch.bfloat16, torch.int8)
             and library() is not None
@@ -76,6 +79,8 @@ class FusedLayer:
         """Map x bfloat16 [tokens, dim] to [tokens, dim], as ``DecoderLayer.forward``."""
         opened = library()
         assert opened is not None and x.shape == (attend.tokens, self._layer.dim)
+        if len(x) > MOST_ROWS:
+            return self._prompt(layer, x, cos, sin, attend)
         step = self._steps.lay_out(self._layer, cos, sin, attend)
         x = x.contiguous()
         y = torch.empty_like(x)

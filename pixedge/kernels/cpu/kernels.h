@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "pool.h"
+
 #define MOST_ROWS 16 /* rows that one pass over the weights serves */
 #define BLOCK 16     /* outputs that lie side by side in a line */
 #define MOST_GROUP 128 /* activations that share a scale */
@@ -96,6 +98,12 @@ extern const struct kernels pixedge_neon;
 
 /* The table in use. */
 extern const struct kernels *pixedge_kernels;
+
+/* Use the variant of this name, or the best one for NULL. Return 0, or 1 where this CPU lacks it. */
+PIXEDGE_API int pixedge_choose(const char *name);
+
+/* The name of the variant in use. */
+PIXEDGE_API const char *pixedge_chosen(void);
 
 /* Inputs that share a scale of the activations, for a weight in groups of `group`: at most 128, a divisor of
    the group, a multiple of 8; 0 where there is none. */

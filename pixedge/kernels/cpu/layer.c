@@ -6,16 +6,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "attention.h"
-#include "products.h"
-
-/* Mirrored by library.py. */
-struct layer {
-    struct int4_weight q, k, v, o, gate, up, down;
-    const float *input_norm, *post_norm; /* [dim] */
-    int64_t dim, heads, kv_heads, head_dim, ffn;
-    double eps;
-};
+#include "layer.h"
 
 struct run {
     const struct layer *layer;
@@ -29,7 +20,8 @@ struct run {
     float *gate;              /* [rows, ffn], silu(gate) * up */
     struct bytes_rows in, mixed, middle, hidden;
     struct attention attention;
-    atomic_int rows[2], qkv, turned, mix_groups, out, ffn, hidden_groups, down;
+    atomic_int rows[2], turned, mix_groups, hidden_groups;
+    struct pixedge_runs qkv, out, ffn, down;
 };
 
 static int64_t rows_bytes(const struct int4_weight *w, int64_t rows) {
@@ -79,8 +71,7 @@ static int64_t lay_out(struct run *run, void *memory) {
     return at;
 }
 
-/* Decide how the step's attention is cut, and return the bytes of scratch memory that its layers need. */
-PIXEDGE_API int64_t pixedge_step_bytes(const struct layer *layer, struct step *step) {
+int64_t pixedge_step_bytes(const struct layer *layer, struct step *step) {
     struct run run = {.layer = layer, .step = step};
     step->chunk_pages = pixedge_chunk_pages(step, layer->kv_heads, pixedge_threads());
     return lay_out(&run, NULL);
@@ -110,40 +101,51 @@ static void round_rows(const float *x, struct bytes_rows *to, atomic_int *next) 
     }
 }
 
+struct member {
+    int thread, threads;
+};
+
 /* y [rows, outputs] of up to three weights over the same activations, their blocks in one count. */
 static void multiply(const struct int4_weight *const *weights, float *const *outs, int count,
-                     const struct bytes_rows *x, int add, uint16_t *narrowed, atomic_int *next) {
+                     const struct bytes_rows *x, int add, uint16_t *narrowed, struct pixedge_runs *runs,
+                     const struct member *team) {
     const int64_t step = pixedge_blocks_at_once(weights[0]->inputs * (BLOCK / 2));
-    float sum[MOST_ROWS * BLOCK];
-    int64_t item = pixedge_next(next), before = 0;
+    int64_t ends[3] = {0}, items = 0;
     for (int which = 0; which < count; which++) {
+        items += (weights[which]->outputs / BLOCK + step - 1) / step;
+        ends[which] = items;
+    }
+    float sum[MOST_ROWS * BLOCK];
+    int tried = 0;
+    for (int64_t item; (item = pixedge_next_in_run(runs, items, team->thread, team->threads, &tried)) >= 0;) {
+        int which = 0;
+        for (; item >= ends[which]; which++) {
+        }
         const struct int4_weight *w = weights[which];
-        const int64_t blocks = w->outputs / BLOCK, items = (blocks + step - 1) / step;
-        for (; item < before + items; item = pixedge_next(next)) {
-            const int64_t first = (item - before) * step;
-            for (int64_t block = first; block < blocks && block < first + step; block++) {
-                pixedge_kernels->int4_block(w, block, x, sum);
-                for (int row = 0; row < x->rows; row++) {
-                    float *to = outs[which] + row * w->outputs + block * BLOCK;
-                    for (int r = 0; r < BLOCK; r++) {
-                        to[r] = sum[row * BLOCK + r] + (add ? to[r] : 0.0f);
-                    }
-                    if (narrowed) {
-                        pixedge_kernels->narrow(to, BLOCK, narrowed + row * w->outputs + block * BLOCK);
-                    }
+        const int64_t first = (which ? item - ends[which - 1] : item) * step, blocks = w->outputs / BLOCK;
+        for (int64_t block = first; block < blocks && block < first + step; block++) {
+            pixedge_kernels->int4_block(w, block, x, sum);
+            for (int row = 0; row < x->rows; row++) {
+                float *to = outs[which] + row * w->outputs + block * BLOCK;
+                for (int r = 0; r < BLOCK; r++) {
+                    to[r] = sum[row * BLOCK + r] + (add ? to[r] : 0.0f);
+                }
+                if (narrowed) {
+                    pixedge_kernels->narrow(to, BLOCK, narrowed + row * w->outputs + block * BLOCK);
                 }
             }
         }
-        before += items;
     }
 }
 
 /* Gate and up block by block, so that their product is taken while both are at hand. */
-static void feed(struct run *run) {
+static void feed(struct run *run, const struct member *team) {
     const struct layer *l = run->layer;
     const int64_t step = pixedge_blocks_at_once(2 * l->dim * (BLOCK / 2)), blocks = l->ffn / BLOCK;
     float gate[MOST_ROWS * BLOCK], up[MOST_ROWS * BLOCK];
-    for (int64_t item; (item = pixedge_next(&run->ffn)) * step < blocks;) {
+    const int64_t items = (blocks + step - 1) / step;
+    int tried = 0;
+    for (int64_t item; (item = pixedge_next_in_run(&run->ffn, items, team->thread, team->threads, &tried)) >= 0;) {
         for (int64_t block = item * step; block < blocks && block < (item + 1) * step; block++) {
             pixedge_kernels->int4_block(&l->gate, block, &run->middle, gate);
             pixedge_kernels->int4_block(&l->up, block, &run->middle, up);
@@ -200,14 +202,14 @@ static void turn(struct run *run) {
 }
 
 static void run_layer(void *context, int thread, int threads) {
-    (void)thread, (void)threads;
     struct run *run = context;
+    const struct member team = {thread, threads};
     const struct layer *l = run->layer;
     norm_rows(run, l->input_norm, &run->in, &run->rows[0]);
     pixedge_barrier();
     const struct int4_weight *const qkv[] = {&l->q, &l->k, &l->v};
     float *const projected[] = {run->q, run->k, run->v};
-    multiply(qkv, projected, 3, &run->in, 0, NULL, &run->qkv);
+    multiply(qkv, projected, 3, &run->in, 0, NULL, &run->qkv, &team);
     pixedge_barrier();
     turn(run);
     pixedge_barrier();
@@ -219,21 +221,18 @@ static void run_layer(void *context, int thread, int threads) {
     pixedge_barrier();
     const struct int4_weight *const o[] = {&l->o}, *const down[] = {&l->down};
     float *const residual[] = {run->residual};
-    multiply(o, residual, 1, &run->mixed, 1, NULL, &run->out);
+    multiply(o, residual, 1, &run->mixed, 1, NULL, &run->out, &team);
     pixedge_barrier();
     norm_rows(run, l->post_norm, &run->middle, &run->rows[1]);
     pixedge_barrier();
-    feed(run);
+    feed(run, &team);
     pixedge_barrier();
     round_rows(run->gate, &run->hidden, &run->hidden_groups);
     pixedge_barrier();
-    multiply(down, residual, 1, &run->hidden, 1, run->y, &run->down);
+    multiply(down, residual, 1, &run->hidden, 1, run->y, &run->down, &team);
 }
 
-/* y [rows, dim] = layer number `index` over x [rows, dim], bfloat16; the cache gets the step's keys and values.
-   step->scratch has pixedge_step_bytes bytes. x and y may be the same. */
-PIXEDGE_API void pixedge_layer(const struct layer *layer, const struct step *step, int64_t index, const uint16_t *x,
-                               uint16_t *y) {
+void pixedge_layer(const struct layer *layer, const struct step *step, int64_t index, const uint16_t *x, uint16_t *y) {
     struct run run = {.layer = layer, .step = step, .x = x, .y = y};
     run.attention.layer = index;
     lay_out(&run, step->scratch);

@@ -7,7 +7,7 @@ has; "torch" leaves the library out altogether.
 import ctypes
 import os
 import sys
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_long, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_long, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -75,11 +75,18 @@ _SIGNATURES = {
     "pixedge_set_threads": (None, [c_int]),
     "pixedge_threads": (c_int, []),
     "pixedge_int4_few_rows": (c_int, [POINTER(Int4Weight), c_void_p, c_int64, c_void_p]),
-    "pixedge_int8_few_rows": (c_int, [POINTER(Int8Weight), c_void_p, c_int64, c_void_p]),
-    "pixedge_int4_many_rows": (
+    "pixedge_int4_many_rows_onto": (
         c_int,
-        [c_void_p, c_long, c_long, c_void_p, c_void_p, c_void_p, c_long, c_long, c_void_p],
+        [c_void_p, c_long, c_long, *(c_void_p,) * 3, c_long, c_long, c_void_p, c_void_p],
     ),
+    "pixedge_norm_rows": (c_int, [c_void_p, c_void_p, c_float, c_long, c_long, c_void_p]),
+    "pixedge_turn_rows": (c_int, [c_void_p, c_long, c_long, c_long, c_void_p, c_void_p]),
+    "pixedge_gate_rows": (c_int, [c_void_p, c_void_p, c_long, c_long]),
+    "pixedge_flash": (
+        c_int,
+        [c_void_p, c_long, c_long, *(c_void_p,) * 4, c_long, c_long, c_void_p, c_long, c_void_p],
+    ),
+    "pixedge_int8_few_rows": (c_int, [POINTER(Int8Weight), c_void_p, c_int64, c_void_p]),
     "pixedge_int4_unpack": (None, [POINTER(Int4Weight), c_void_p]),
     "pixedge_int4_repack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
     "pixedge_int8_round": (None, [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p]),

@@ -5,6 +5,7 @@
  * multiplied with all rows of the chunk. So a weight is unpacked once per chunk, and what comes from beyond L2 is the
  * activations once per `wide` outputs and the packed weight once.
  */
+#define _GNU_SOURCE
 #include "many_rows.h"
 
 #include "tiles.h"
@@ -30,6 +31,7 @@ struct product {
     const uint16_t *x;
     const uint8_t *weight, *zeros;
     const uint16_t *scales;
+    const uint16_t *residual; /* or null */
     uint16_t *y;
     long rows, in, out, group;
     long chunk, wide;    /* rows and outputs at a time */
@@ -145,13 +147,25 @@ INLINE struct panel panel_after(struct panel panel, long output, long end)
     return panel;
 }
 
-/* Round the finished sums of 32 rows x 32 outputs (columns of which exist) to bfloat16. */
-AMX static void store_block(const float *sums, long rows, long columns, uint16_t *y, long stride)
+AMX INLINE __m512 widen(__m256i halves)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+/* Round the finished sums of 32 rows x 32 outputs (columns of which exist) to bfloat16, onto the residual if any. */
+AMX static void store_block(const float *sums, long rows, long columns, const uint16_t *residual, uint16_t *y,
+                            long stride)
 {
     const __mmask32 mask = columns < 32 ? 0xffffu : ~0u;
     for (long row = 0; row < rows; row++) {
         const float *from = sums + row / 16 * 512 + row % 16 * 16;
-        const __m512i line = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(from + 256), _mm512_load_ps(from));
+        __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + 256);
+        if (residual) {
+            const __m512i old = _mm512_maskz_loadu_epi16(mask, residual + row * stride);
+            low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(old)));
+            high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(old, 1)));
+        }
+        const __m512i line = (__m512i)_mm512_cvtne2ps_pbh(high, low);
         _mm512_mask_storeu_epi16(y + row * stride, mask, line);
     }
 }
@@ -190,9 +204,11 @@ AMX static void outputs(const struct product *p, long start, long output, char *
                                c + block * 1024);
             for (long tile = tiles * block / blocks; tile < tiles * (block + 1) / blocks; tile++)
                 prefetch_tile(p, later, tile), unpack_tile(p, next, tile, next_unpacked);
-            if (done)
-                store_block(c + block * 1024, left, end - panel.output,
-                            p->y + (start + block * 32) * p->out + panel.output, p->out);
+            if (done) {
+                const long at = (start + block * 32) * p->out + panel.output;
+                store_block(c + block * 1024, left, end - panel.output, p->residual ? p->residual + at : 0, p->y + at,
+                            p->out);
+            }
         }
     }
 }
@@ -271,15 +287,16 @@ static void give_scratch(char *memory, int is_kept)
 
 static size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-int pixedge_int4_many_rows(const uint16_t *x, long rows, long in, const uint8_t *weight, const uint16_t *scales,
-                           const uint8_t *zeros, long out, long group, uint16_t *y)
+int pixedge_int4_many_rows_onto(const uint16_t *x, long rows, long in, const uint8_t *weight, const uint16_t *scales,
+                                const uint8_t *zeros, long out, long group, const uint16_t *residual, uint16_t *y)
 {
     if (!pixedge_tiles_usable())
         return 1;
     if (rows <= 0 || out <= 0)
         return 0;
     const int threads = pixedge_threads();
-    struct product p = {.x = x, .weight = weight, .zeros = zeros, .scales = scales, .y = y};
+    struct product p = {.x = x, .weight = weight, .zeros = zeros, .scales = scales};
+    p.residual = residual, p.y = y;
     p.rows = rows, p.in = in, p.out = out, p.group = group;
     const long chunks = (rows + CHUNK - 1) / CHUNK;
     p.chunk = ((rows + chunks - 1) / chunks + 31) / 32 * 32;
@@ -305,11 +322,18 @@ int pixedge_int4_many_rows(const uint16_t *x, long rows, long in, const uint8_t 
 
 #else
 
-int pixedge_int4_many_rows(const uint16_t *x, long rows, long in, const uint8_t *weight, const uint16_t *scales,
-                           const uint8_t *zeros, long out, long group, uint16_t *y)
+int pixedge_int4_many_rows_onto(const uint16_t *x, long rows, long in, const uint8_t *weight, const uint16_t *scales,
+                                const uint8_t *zeros, long out, long group, const uint16_t *residual, uint16_t *y)
 {
-    (void)x, (void)rows, (void)in, (void)weight, (void)scales, (void)zeros, (void)out, (void)group, (void)y;
+    (void)x, (void)rows, (void)in, (void)weight, (void)scales, (void)zeros, (void)out, (void)group, (void)residual;
+    (void)y;
     return 1;
 }
 
 #endif
+
+int pixedge_int4_many_rows(const uint16_t *x, long rows, long in, const uint8_t *weight, const uint16_t *scales,
+                           const uint8_t *zeros, long out, long group, uint16_t *y)
+{
+    return pixedge_int4_many_rows_onto(x, rows, in, weight, scales, zeros, out, group, 0, y);
+}

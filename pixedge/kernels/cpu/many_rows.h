@@ -18,4 +18,9 @@ PIXEDGE_API int pixedge_int4_many_rows(const uint16_t *x, long rows, long in, co
                                        const uint16_t *scales, const uint8_t *zeros, long out, long group,
                                        uint16_t *y);
 
+/* The same, added to residual [rows, out] before rounding; y may be the residual itself. */
+PIXEDGE_API int pixedge_int4_many_rows_onto(const uint16_t *x, long rows, long in, const uint8_t *weight,
+                                            const uint16_t *scales, const uint8_t *zeros, long out, long group,
+                                            const uint16_t *residual, uint16_t *y);
+
 #endif

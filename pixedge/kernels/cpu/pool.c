@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MOST_THREADS 256
+#define MOST_THREADS PIXEDGE_MOST_THREADS
 /* How long a thread that has nothing to do looks for work before it sleeps: longer than it takes to come from
    one layer's call to the next, so that a token wakes each thread once. */
 #define SPIN_NANOSECONDS 200000L
@@ -111,6 +111,17 @@ void pixedge_barrier(void) {
 
 int pixedge_next(atomic_int *counter) {
     return atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
+
+int64_t pixedge_next_in_run(struct pixedge_runs *runs, int64_t items, int thread, int threads, int *tried) {
+    for (; *tried < threads; ++*tried) {
+        const int owner = (thread + *tried) % threads;
+        const int64_t item = items * owner / threads + pixedge_next(&runs->taken[owner]);
+        if (item < items * (owner + 1) / threads) {
+            return item;
+        }
+    }
+    return -1;
 }
 
 struct birth {

@@ -8,6 +8,7 @@
 #define PIXEDGE_POOL_H
 
 #include <stdatomic.h>
+#include <stdint.h>
 
 #if defined(__GNUC__)
 #define PIXEDGE_API __attribute__((visibility("default")))
@@ -25,6 +26,17 @@ void pixedge_barrier(void);
 
 /* Take the next number of a count that all threads share. Dynamic, because a core may be busy elsewhere. */
 int pixedge_next(atomic_int *counter);
+
+#define PIXEDGE_MOST_THREADS 256
+
+/* Items that lie side by side in memory, shared so that each thread reads a long run of them; begins as zeros. */
+struct pixedge_runs {
+    atomic_int taken[PIXEDGE_MOST_THREADS];
+};
+
+/* Take the next of `items` items: of the thread's own run, and when that is done one of another thread's. *tried
+   begins as 0 and counts the runs that are done. Return -1 when all are. */
+int64_t pixedge_next_in_run(struct pixedge_runs *runs, int64_t items, int thread, int threads, int *tried);
 
 /* Use this many threads from the next task on; 0 stands for one per available core. */
 PIXEDGE_API void pixedge_set_threads(int threads);

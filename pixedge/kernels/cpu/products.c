@@ -45,11 +45,11 @@ struct product {
     uint16_t *y;       /* [rows, outputs] */
     struct bytes_rows rounded;
     int64_t outputs;
-    atomic_int next_row, next_item;
+    atomic_int next_row;
+    struct pixedge_runs runs;
 };
 
 static void multiply(void *context, int thread, int threads) {
-    (void)thread, (void)threads;
     struct product *p = context;
     const struct kernels *k = pixedge_kernels;
     const int64_t inputs = p->rounded.inputs, group = p->rounded.group;
@@ -68,7 +68,8 @@ static void multiply(void *context, int thread, int threads) {
     const int64_t blocks = (p->outputs + BLOCK - 1) / BLOCK;
     const int64_t step = pixedge_blocks_at_once(inputs * (p->four ? BLOCK / 2 : BLOCK));
     float sum[MOST_ROWS * BLOCK];
-    for (int64_t i; (i = pixedge_next(&p->next_item)) * step < blocks;) {
+    int tried = 0;
+    for (int64_t i; (i = pixedge_next_in_run(&p->runs, (blocks + step - 1) / step, thread, threads, &tried)) >= 0;) {
         for (int64_t block = i * step; block < blocks && block < (i + 1) * step; block++) {
             if (p->four) {
                 k->int4_block(p->four, block, &p->rounded, sum);
@@ -84,8 +85,6 @@ static void multiply(void *context, int thread, int threads) {
     }
 }
 
-/* y [rows, outputs] = x [rows, inputs] times the weight, bfloat16; any number of rows, MOST_ROWS at a time.
-   Return 0, or 1 where there was no memory. */
 static int product(const struct int4_weight *four, const struct int8_weight *eight, const uint16_t *x, int64_t rows,
                    uint16_t *y) {
     const int64_t inputs = four ? four->inputs : eight->inputs, outputs = four ? four->outputs : eight->outputs;
@@ -111,11 +110,11 @@ static int product(const struct int4_weight *four, const struct int8_weight *eig
     return 0;
 }
 
-PIXEDGE_API int pixedge_int4_few_rows(const struct int4_weight *weight, const uint16_t *x, int64_t rows, uint16_t *y) {
+int pixedge_int4_few_rows(const struct int4_weight *weight, const uint16_t *x, int64_t rows, uint16_t *y) {
     return product(weight, NULL, x, rows, y);
 }
 
-PIXEDGE_API int pixedge_int8_few_rows(const struct int8_weight *weight, const uint16_t *x, int64_t rows, uint16_t *y) {
+int pixedge_int8_few_rows(const struct int8_weight *weight, const uint16_t *x, int64_t rows, uint16_t *y) {
     return product(NULL, weight, x, rows, y);
 }
 
@@ -139,8 +138,7 @@ static void unpack_blocks(void *context, int thread, int threads) {
     }
 }
 
-/* The weight as bfloat16 [outputs, inputs], rounded once to the nearest. */
-PIXEDGE_API void pixedge_int4_unpack(const struct int4_weight *weight, uint16_t *dense) {
+void pixedge_int4_unpack(const struct int4_weight *weight, uint16_t *dense) {
     struct conversion c = {.four = weight, .dense = dense};
     pixedge_parallel(unpack_blocks, &c);
 }
@@ -164,8 +162,7 @@ static void repack_tiles(void *context, int thread, int threads) {
     }
 }
 
-/* GPTQ's words int32 [inputs / 8, outputs] to lines. */
-PIXEDGE_API void pixedge_int4_repack(const uint32_t *words, int64_t inputs, int64_t outputs, uint8_t *lines) {
+void pixedge_int4_repack(const uint32_t *words, int64_t inputs, int64_t outputs, uint8_t *lines) {
     struct conversion c = {.words = words, .inputs = inputs, .outputs = outputs, .lines = lines};
     pixedge_parallel(repack_tiles, &c);
 }
@@ -183,17 +180,14 @@ static void round_blocks(void *context, int thread, int threads) {
     }
 }
 
-/* Rows of a weight, bfloat16 or float16 (half), to bytes plus 128 in lines, with one scale each: the largest
-   over 127, rounded to bfloat16 before it divides. */
-PIXEDGE_API void pixedge_int8_round(const void *rows, int half, int64_t inputs, int64_t outputs, uint8_t *lines,
+void pixedge_int8_round(const void *rows, int half, int64_t inputs, int64_t outputs, uint8_t *lines,
                                     float *scales) {
     struct conversion c = {
         .rows = rows, .half = half, .inputs = inputs, .outputs = outputs, .lines = lines, .scales = scales};
     pixedge_parallel(round_blocks, &c);
 }
 
-/* Give back the memory of a mapped file that has been read; reading again maps it again. */
-PIXEDGE_API void pixedge_release(void *memory, int64_t bytes) {
+void pixedge_release(void *memory, int64_t bytes) {
 #if defined(__linux__)
     const uintptr_t page = 4096, begin = ((uintptr_t)memory + page - 1) / page * page;
     const uintptr_t end = ((uintptr_t)memory + (uintptr_t)bytes) / page * page;
@@ -205,8 +199,7 @@ PIXEDGE_API void pixedge_release(void *memory, int64_t bytes) {
 #endif
 }
 
-/* Ask for large pages where a weight lies: a table of few entries then finds all of it. */
-PIXEDGE_API void pixedge_large_pages(void *memory, int64_t bytes) {
+void pixedge_large_pages(void *memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
 #else
@@ -233,8 +226,7 @@ static void read_pieces(void *context, int thread, int threads) {
     atomic_fetch_add(&r->sum, (long long)sum);
 }
 
-/* Read memory once with all threads, in whole pieces of 256 KiB, and return a sum of it: for measuring. */
-PIXEDGE_API int64_t pixedge_read(const void *memory, int64_t bytes) {
+int64_t pixedge_read(const void *memory, int64_t bytes) {
     struct reading r = {.memory = memory, .bytes = bytes};
     pixedge_parallel(read_pieces, &r);
     return r.sum;

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pixedge.kernels.cpu.library import Int4Weight, Int8Weight, aligned_empty, library, pointer, variant
+from pixedge.kernels.cpu.many_rows import int4_many_rows
 from pixedge.packing import GptqWeight, QuantizedWeight
 
 BLOCK = 16
@@ -63,16 +64,13 @@ class Int4Cpu:
             return functional.linear(x, dequantize_lines(weight, scales, zeros).to(x.dtype))
         x, packed = x.contiguous(), int4_weight(weight, scales, zeros)
         assert x.shape[1] == packed.inputs
+        if len(x) > MOST_ROWS and (many := int4_many_rows(x, packed)) is not None:
+            return many
         y = torch.empty(len(x), packed.outputs, dtype=x.dtype)
         if len(x) > MOST_ROWS and variant() == "c":
             dense = torch.empty(packed.outputs, packed.inputs, dtype=x.dtype)
             opened.pixedge_int4_unpack(ctypes.byref(packed), pointer(dense))
             return functional.linear(x, dense)
-        if len(x) > MOST_ROWS and variant() == "amx":
-            sizes = packed.outputs, packed.group
-            parts = packed.lines, packed.scales, packed.zeros
-            if not opened.pixedge_int4_many_rows(pointer(x), *x.shape, *parts, *sizes, pointer(y)):
-                return y
         if opened.pixedge_int4_few_rows(ctypes.byref(packed), pointer(x), len(x), pointer(y)):
             raise MemoryError("no memory for a product's activations")
         return y

@@ -226,8 +226,47 @@ void pixedge_tiles_int8_product(const void *a, const void *b, long rows, long in
     product_part(&p, part, parts);
 }
 
-#else /* no AMX: the caller asks pixedge_tiles_usable first, and nothing else here is reached */
+#else /* no AMX: callers ask pixedge_tiles_usable first, and the rest is never called */
 
 int pixedge_tiles_usable(void) { return 0; }
+
+void pixedge_tiles_begin(void) {}
+
+void pixedge_tiles_end(void) {}
+
+void pixedge_tiles_pack_a(const void *x, long rows, long bytes, long stride, void *packed)
+{
+    (void)x, (void)rows, (void)bytes, (void)stride, (void)packed;
+}
+
+void pixedge_tiles_pack_b(const void *weight, long out, long bytes, long stride, int width, void *packed)
+{
+    (void)weight, (void)out, (void)bytes, (void)stride, (void)width, (void)packed;
+}
+
+void pixedge_tiles_bf16(const void *a, const void *b, long steps, int row_tiles, int add, float *c)
+{
+    (void)a, (void)b, (void)steps, (void)row_tiles, (void)add, (void)c;
+}
+
+void pixedge_tiles_int8(const void *a, const void *b, long steps, int row_tiles, int add, int32_t *c)
+{
+    (void)a, (void)b, (void)steps, (void)row_tiles, (void)add, (void)c;
+}
+
+void pixedge_tiles_bf16_product(const void *a, const void *b, long rows, long in, long out, const float *bias, void *y,
+                                long y_stride, int to_bf16, int part, int parts)
+{
+    (void)a, (void)b, (void)rows, (void)in, (void)out, (void)bias, (void)y, (void)y_stride, (void)to_bf16;
+    (void)part, (void)parts;
+}
+
+void pixedge_tiles_int8_product(const void *a, const void *b, long rows, long in, long out, const float *row_scales,
+                                const float *scales, const float *bias, void *y, long y_stride, int to_bf16, int part,
+                                int parts)
+{
+    (void)a, (void)b, (void)rows, (void)in, (void)out, (void)row_scales, (void)scales, (void)bias, (void)y;
+    (void)y_stride, (void)to_bf16, (void)part, (void)parts;
+}
 
 #endif

@@ -31,6 +31,7 @@ def answer(text="It is a red square.", **changes):
         "finish_reason": "stop",
         "prompt_tokens": 30,
         "image_tokens": 16,
+        "cached_tokens": 0,
         "completion_tokens": 3,
         "tokens": (SampledToken(65, -0.5, ((65, -0.5), (66, -1.5))), SampledToken(200, -0.25)),
         "seed": 7,
@@ -43,6 +44,7 @@ class StandIn:
     """Takes the place of pixedge.load and of the model that it gives."""
 
     load_seconds = 2.0
+    engine = SimpleNamespace(kv_bits=8, cache=SimpleNamespace(tokens=4096))
 
     def __init__(self):
         self.loads, self.calls = [], []
@@ -159,11 +161,19 @@ def test_every_option_arrives(ask, model, folder):
         *("--seed", "11", "--stop", "END", "--stop", "."),
     )
     placing = ("--device", "CUDA:1", "--vision-device", "cpu", "--dtype", "float32", "--threads", "3")
-    assert ask(*sampling, *placing, "--max-image-size", "512", "hello").exit_code == 0
+    cache = ("--kv-cache", "16bit", "--context", "2048")
+    assert ask(*sampling, *placing, *cache, "--max-image-size", "512", "hello").exit_code == 0
     path, options = model.loads[0]
     options.pop("progress")
     assert path == folder
-    assert options == {"device": "cuda:1", "vision_device": "cpu", "dtype": "float32", "threads": 3}
+    assert options == {
+        "device": "cuda:1",
+        "vision_device": "cpu",
+        "dtype": "float32",
+        "threads": 3,
+        "kv_cache": "16bit",
+        "context": 2048,
+    }
     call = model.calls[0]
     assert call.max_image_size == 512
     assert call.params == pixedge.SamplingParams(
@@ -189,6 +199,8 @@ def test_defaults_are_the_library_s(ask, model):
         "vision_device": "auto",
         "dtype": "auto",
         "threads": None,
+        "kv_cache": "auto",
+        "context": None,
         "progress": None,
     }
 
@@ -229,7 +241,9 @@ def test_json_is_one_object_with_stable_keys(ask, folder, picture, model):
         "model": str(folder),
         "prompt_tokens": 30,
         "image_tokens": 16,
+        "cached_tokens": 0,
         "completion_tokens": 3,
+        "kv_cache": {"bits": 8, "tokens": 4096},
         "seed": 7,
         "tokens_per_second": 4.0,
     }

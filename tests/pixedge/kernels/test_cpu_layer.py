@@ -225,7 +225,8 @@ def test_many_tokens_and_other_caches_take_the_plain_way() -> None:
         pool = PagePool.allocate(CONFIG, 8, dtype, CPU)
         step = PagedStep(pool, tables, one, one)
         assert fused.takes(torch.zeros(1, 128).bfloat16(), step) == (dtype == torch.bfloat16)
-        assert not fused.takes(torch.zeros(17, 128).bfloat16(), step)
+        with chosen("c"):  # many tokens are for matrix tiles
+            assert not fused.takes(torch.zeros(17, 128).bfloat16(), step)
     assert not fused.takes(torch.zeros(1, 128).bfloat16(), lambda layer, q, k, v: q)
     with chosen(TORCH):
         assert not fused.takes(torch.zeros(1, 128).bfloat16(), step)
