@@ -13,12 +13,12 @@ from setuptools import Extension, setup
 FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
 
 
-def library(name: str, folder: str) -> Extension:
-    """Describe a library of all C files in a folder."""
+def library(name: str, *folders: str) -> Extension:
+    """Describe a library of all C files in some folders."""
     return Extension(
         name,
-        sources=sorted(map(str, Path(folder).glob("*.c"))),
-        depends=sorted(map(str, Path(folder).glob("*.h"))),
+        sources=[str(file) for folder in folders for file in sorted(Path(folder).glob("*.c"))],
+        depends=[str(file) for folder in folders for file in sorted(Path(folder).glob("*.h"))],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
         libraries=["m"],
@@ -26,5 +26,6 @@ def library(name: str, folder: str) -> Extension:
     )
 
 
-libraries = [library("pixedge.kernels.cpu._cpu", "pixedge/kernels/cpu")]
-setup(ext_modules=[] if sys.platform == "win32" else libraries)
+KERNELS = library("pixedge.kernels.cpu._cpu", "pixedge/kernels/cpu", "pixedge/kernels/vision")
+
+setup(ext_modules=[] if sys.platform == "win32" else [KERNELS])

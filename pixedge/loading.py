@@ -64,7 +64,8 @@ def load(
     )
     if progress:
         progress("vision", 0, 1)
-    vision = VisionSession(artifact.folder, artifact.config, vision_place, threads)
+    exact = chosen == torch.float32
+    vision = VisionSession(artifact.folder, artifact.config, vision_place, threads, exact=exact)
     if vision_place.type == "cuda":
         vision.warm_up()  # takes all the memory that a picture will ever need, before anything is answered
     if progress:

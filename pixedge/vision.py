@@ -1,6 +1,7 @@
 """The vision encoder as one ONNX Runtime session: pixels -> embeddings, each picture by itself.
 
-On a CPU the float32 graph runs. On CUDA the float16 graph does, and embeddings never visit the host.
+On CUDA the float16 graph runs, and embeddings never visit the host. On a CPU the fused graph does, by
+pixedge's own operators, where the CPU has the instructions for them; elsewhere the float32 graph.
 """
 
 import ctypes
@@ -16,9 +17,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from pixedge.config import ModelConfig, VisionConfig
 from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
+from pixedge.kernels.vision.fast import operators_file, set_threads
 
 CUDA_GRAPH = "vision_encoder.onnx"
 CPU_GRAPH = "vision_encoder_cpu.onnx"
+FUSED_GRAPH = "vision_encoder_fused.onnx"
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -47,13 +50,15 @@ class VisionSession:
         device: torch.device,
         threads: int | None = None,
         gpu_mem_limit: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Load the graph that suits `device` from an exported folder.
 
         threads: of the CPU; None means one a core. gpu_mem_limit: bytes for weights and activations on CUDA;
-        None means what gpu_memory_limit says. Raises ArtifactError when the graph is missing or damaged,
-        PixedgeError when ONNX Runtime cannot use the CUDA device that is asked for, CapacityError when
-        memory runs out.
+        None means what gpu_memory_limit says. exact: on a CPU always run the float32 graph. Raises
+        ArtifactError when the graph is missing or damaged, PixedgeError when ONNX Runtime cannot use the CUDA
+        device that is asked for, CapacityError when memory runs out, and UsageError as kernels.cpu.library
+        does.
         """
         self.config = config
         self.device = device
@@ -65,7 +70,7 @@ class VisionSession:
             limit = gpu_memory_limit(config) if gpu_mem_limit is None else gpu_mem_limit
             self._session = _open_cuda(folder / CUDA_GRAPH, index, limit)
         else:
-            self._session = _open(folder / CPU_GRAPH, session_options(threads), [_CPU])
+            self._session = _open_cpu(folder, threads, exact)
         _return_freed_memory()
 
     def encode(self, pixels: NDArray[np.float32]) -> torch.Tensor:
@@ -143,6 +148,22 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     return options
 
 
+def fused_options(threads: int | None = None) -> onnxruntime.SessionOptions | None:
+    """Make the options of a session of the fused graph; None where this machine lacks its kernels.
+
+    threads: as session_options has it. Raises UsageError as kernels.cpu.library does.
+    """
+    operators = operators_file()
+    if operators is None:
+        return None
+    # All that takes time happens in the operators, on their own threads, which all sessions share and which,
+    # unlike ONNX Runtime's, a forked child gets anew.
+    options = session_options(threads=1)
+    options.register_custom_ops_library(str(operators))
+    set_threads(threads)
+    return options
+
+
 def gpu_memory_limit(config: ModelConfig) -> int:
     """Bound the bytes that a CUDA session may take for weights and the largest picture's activations.
 
@@ -158,6 +179,16 @@ def gpu_memory_limit(config: ModelConfig) -> int:
     # feed-forward's three, or the adapter's three, all float16.
     widest = (4 + 4) * eye.dim + 2 * max(8 * eye.dim, eye.dim + 3 * eye.ffn_dim, 3 * out)
     return weights + 2 * patches * widest + (256 << 20)
+
+
+def _open_cpu(folder: Path, threads: int | None, exact: bool) -> onnxruntime.InferenceSession:
+    """Open the fused graph where the folder and this machine have what it needs, else the float32 one."""
+    fused = folder / FUSED_GRAPH
+    # Folders from before there was such a graph have none.
+    options = fused_options(threads) if not exact and fused.is_file() else None
+    if options is not None:
+        return _open(fused, options, [_CPU])
+    return _open(folder / CPU_GRAPH, session_options(threads), [_CPU])
 
 
 def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSession:

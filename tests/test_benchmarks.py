@@ -59,3 +59,11 @@ def test_bits(tmp_path):
     assert found["calibration_samples"] == [12] and list(found["variants"]) == names
     rtn, exported, _ = (found["variants"][name]["image"]["kl"][0] for name in names)
     assert 0 < exported < 0.7 * rtn
+
+
+def test_vision(tmp_path):
+    found = last_line(tmp_path, "vision.py", "--tiny", "--sides", 32, 64, "--repeats", 1)
+    assert found["shape"] == "tiny" and [row["side"] for row in found["pictures"]] == [32, 64]
+    for row in found["pictures"]:
+        assert row["cosine"]["ours"] > 0.999 and row["seconds"]["ours"] > 0
+    assert found["peak_bytes"]["ours"] > 1e8

@@ -25,7 +25,6 @@ from pixedge import __version__
 from pixedge.errors import CapacityError, CheckpointError, ExportError, UsageError
 from pixedge.loading import choose_device
 from pixedge.tokenizer import Tokenizer
-from pixedge.vision import CPU_GRAPH, CUDA_GRAPH
 from pixedge_export.activations import StoredStreams, StreamLengths
 from pixedge_export.calibration import (
     EncodedSample,
@@ -48,7 +47,7 @@ from pixedge_export.layers import Recipe
 from pixedge_export.report import Report, write_report
 from pixedge_export.safetensors_header import read_header
 from pixedge_export.tekken import to_hf_tokenizer
-from pixedge_export.vision import ParityRow, check_parity, export_vision
+from pixedge_export.vision import ParityRow, check_parity, export_vision, graph_names
 from pixedge_export.weights import Weights
 from pixedge_export.writer import (
     ShardWriter,
@@ -239,7 +238,7 @@ class _Run:
         """Tell whether all that a journal tells of is in the folder."""
         shards = [1, *range(3, 3 + (journal.layers or 0))] if journal.parity is not None else []
         files = [self.folder / self.writer.name(number) for number in shards]
-        graphs = [self.folder / name for name in (CPU_GRAPH, CUDA_GRAPH)] if shards else []
+        graphs = [self.folder / name for name in graph_names(self.config.vision)] if shards else []
         try:
             for file in files:
                 read_header(file)

@@ -1,7 +1,8 @@
-"""The vision encoder in ONNX: two small graphs over one copy of the weights, and a check against torch.
+"""The vision encoder in ONNX: small graphs over one copy of the weights, and a check against torch.
 
-Both graphs take their weights from the safetensors shard by offset: ``vision_encoder.onnx`` computes in
-float16 for CUDA, ``vision_encoder_cpu.onnx`` in float32.
+All graphs take their weights from the safetensors shard by offset: ``vision_encoder.onnx`` computes in
+float16 for CUDA, ``vision_encoder_cpu.onnx`` in float32 on any CPU, and ``vision_encoder_fused.onnx`` by
+pixedge's own operators on CPUs that have the instructions for them.
 """
 
 import json
@@ -21,15 +22,20 @@ from numpy.typing import NDArray
 from pixedge.config import ModelConfig, VisionConfig
 from pixedge.errors import ExportError
 from pixedge.image import image_grid
-from pixedge.vision import CPU_GRAPH, CUDA_GRAPH, session_options
+from pixedge.kernels.vision.fast import WIDEST_HEAD
+from pixedge.vision import CPU_GRAPH, CUDA_GRAPH, FUSED_GRAPH, fused_options, session_options
 from pixedge_export.encoder import VisionEncoder, encode
-from pixedge_export.vision_graph import StoredWeight, build_graph
+from pixedge_export.vision_graph import Form, StoredWeight, build_graph
 
 # Largest deviation from torch over the largest magnitude. Both sides have the same float16 weights, so in
 # float32 only the order of sums differs (24 layers of random weights: 3e-6). In float16 every product is
-# rounded (5e-4 there).
+# rounded (5e-4 there). The fused graph rounds what products take to bfloat16, of 8 bits instead of 11 (4e-3
+# there; 2e-2 with outliers in weights, norms and residual stream).
 FLOAT32_BOUND = 1e-4
 FLOAT16_BOUND = 1e-2
+FUSED_BOUND = 5e-2
+
+_FORMS: dict[str, Form] = {CUDA_GRAPH: "float16", CPU_GRAPH: "float32", FUSED_GRAPH: "fused"}
 
 # Width and height of pictures as they come, brought to whole patches and to image_size as the runtime does.
 _ODD_PICTURES = ((517, 333), (37, 1000), (250, 700), (129, 127), (3000, 40))
@@ -58,18 +64,24 @@ class _Sample:
 
 
 def export_vision(config: ModelConfig, folder: Path, weights_file: str) -> list[Path]:
-    """Write both graphs beside the safetensors file that holds the encoder's canonical float16 tensors.
+    """Write the graphs beside the safetensors file that holds the encoder's canonical float16 tensors.
 
-    The graphs' bytes depend on the config and on that file's header only. Raises ExportError when a tensor is
-    missing, misshapen or of another dtype.
+    The fused graph is left out where its kernels do not take the heads' width. The graphs' bytes depend on
+    the config and on that file's header only. Raises ExportError when a tensor is missing, misshapen or of
+    another dtype.
     """
     weights = _locate(config, folder / weights_file)
     files = []
-    for name, half in ((CUDA_GRAPH, True), (CPU_GRAPH, False)):
+    for name in graph_names(config.vision):
         path = folder / name
-        path.write_bytes(build_graph(config, weights, half).SerializeToString(deterministic=True))
+        path.write_bytes(build_graph(config, weights, _FORMS[name]).SerializeToString(deterministic=True))
         files.append(path)
     return files
+
+
+def graph_names(vision: VisionConfig) -> list[str]:
+    """List the graphs' files that an export has."""
+    return [name for name in _FORMS if name != FUSED_GRAPH or vision.head_dim <= WIDEST_HEAD]
 
 
 def check_parity(
@@ -77,18 +89,20 @@ def check_parity(
 ) -> list[ParityRow]:
     """Compare the graphs in `folder` with an encoder, both with weights rounded to float16.
 
-    The float32 graph runs at every size of parity_grids. The float16 graph runs at the smallest three: the
-    CPU provider computes its nodes in float32 and rounds between them, so that proves its structure and its
-    casts, not its range. Memory: the encoder's float32 size about three times; the encoder is made here, so
-    that it is gone before the graphs are loaded. Raises ExportError naming the size, the error and the bound,
-    or what is wrong in the graph.
+    The float32 graph runs at every size of parity_grids, the fused graph too where this machine has its
+    kernels. The float16 graph runs at the smallest three: the CPU provider computes its nodes in float32 and
+    rounds between them, so that proves its structure and its casts, not its range. Memory: the encoder's
+    float32 size about three times; the encoder is made here, so that it is gone before the graphs are loaded.
+    Raises ExportError naming the size, the error and the bound, or what is wrong in the graph.
     """
     samples = _references(make_encoder(), config)
     few = sorted(samples, key=lambda sample: sample.pixels.size)[:_FLOAT16_SIZES]
-    return [
-        *_check_graph(folder / CPU_GRAPH, FLOAT32_BOUND, samples, config.vision.n_layers),
-        *_check_graph(folder / CUDA_GRAPH, FLOAT16_BOUND, few, config.vision.n_layers),
-    ]
+    layers = config.vision.n_layers
+    rows = _check_graph(folder / CPU_GRAPH, FLOAT32_BOUND, samples, layers, session_options())
+    fused = fused_options()
+    if fused is not None and FUSED_GRAPH in graph_names(config.vision):
+        rows += _check_graph(folder / FUSED_GRAPH, FUSED_BOUND, samples, layers, fused)
+    return rows + _check_graph(folder / CUDA_GRAPH, FLOAT16_BOUND, few, layers, session_options())
 
 
 def parity_grids(vision: VisionConfig) -> list[tuple[int, int]]:
@@ -151,11 +165,17 @@ def _references(encoder: VisionEncoder, config: ModelConfig) -> list[_Sample]:
     return samples
 
 
-def _check_graph(file: Path, bound: float, samples: Sequence[_Sample], layers: int) -> list[ParityRow]:
+def _check_graph(
+    file: Path,
+    bound: float,
+    samples: Sequence[_Sample],
+    layers: int,
+    options: onnxruntime.SessionOptions,
+) -> list[ParityRow]:
     model = onnx.load(file, load_external_data=False)
-    _check_attention(
-        f"{file.name} holds", sum(_is_attention(node.op_type) for node in model.graph.node), layers
-    )
+    kind = "EncoderLayer" if file.name == FUSED_GRAPH else "MultiHeadAttention"
+    found = sum(node.op_type == kind for node in model.graph.node)
+    _check_attention(f"{file.name} holds", kind, found, layers)
     try:
         onnx.checker.check_model(str(file))
     except onnx.checker.ValidationError as error:
@@ -163,7 +183,6 @@ def _check_graph(file: Path, bound: float, samples: Sequence[_Sample], layers: i
             f"{file.name} is not a valid ONNX graph ({error}); do not use this export"
         ) from error
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -171,19 +190,15 @@ def _check_graph(file: Path, bound: float, samples: Sequence[_Sample], layers: i
         session.run(None, {"pixels": smallest.pixels})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     # What ran, after the optimiser: a decomposed node would show as several of other kinds.
-    ran = {event["name"] for event in events if _is_attention(event.get("args", {}).get("op_name", ""))}
-    _check_attention(f"ONNX Runtime, having optimised {file.name}, runs", len(ran), layers)
+    ran = {event["name"] for event in events if event.get("args", {}).get("op_name") == kind}
+    _check_attention(f"ONNX Runtime, having optimised {file.name}, runs", kind, len(ran), layers)
     return [_compare(session, file.name, sample, bound) for sample in samples]
 
 
-def _is_attention(kind: str) -> bool:
-    return kind == "MultiHeadAttention"
-
-
-def _check_attention(where: str, found: int, layers: int) -> None:
+def _check_attention(where: str, kind: str, found: int, layers: int) -> None:
     if found != layers:
         raise ExportError(
-            f"{where} {found} MultiHeadAttention nodes, but the encoder has {layers} layers; without fused "
+            f"{where} {found} {kind} nodes, but the encoder has {layers} layers; without fused "
             "attention large pictures need gigabytes, so do not use this export"
         )
 

@@ -9,7 +9,7 @@ patch convolution, whose patches do not overlap, is such a product too.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from pixedge.rope import frequencies
 _OPSET = 23
 _IR_VERSION = 11
 _CONTRIB = "com.microsoft"
+_KERNELS = "pixedge"
+
+Form = Literal["float16", "float32", "fused"]
+"""What a graph computes with. fused: pixedge's own operators for the CPU (kernels/vision), a node a layer."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +38,23 @@ class StoredWeight:
     length: int
 
 
-def build_graph(config: ModelConfig, weights: Mapping[str, StoredWeight], half: bool) -> ModelProto:
+def build_graph(config: ModelConfig, weights: Mapping[str, StoredWeight], form: Form) -> ModelProto:
     """Build the graph: pixels float32 [3, H, W] -> embeddings [H/patch * W/patch, decoder dim].
 
     H and W are dynamic multiples of the patch size. `weights` gives each canonical tensor's place in a file
-    beside the graph. With `half`, products and attention are float16, but the residual stream and every
-    norm's statistics are float32, where large activations cannot overflow; the output is float16. Without,
-    all is float32 and each weight is widened by a Cast.
+    beside the graph. In float16, products and attention are float16, but the residual stream and every
+    norm's statistics are float32, where large activations cannot overflow; the output is float16. In float32
+    each weight is widened by a Cast. The fused graph's operators round products to bfloat16 inside, and give
+    and take float32.
     """
-    graph = _Graph(weights, half)
+    graph = _Graph(weights, form)
     x = _patches(graph, config)
     cos, sin = _rotary(graph, config)
-    batch_axis = graph.integers("batch_axis", 0)
+    layer = _fused_layer if form == "fused" else _layer
     for index in range(config.vision.n_layers):
-        x = _layer(graph, config, f"vision_tower.transformer.layers.{index}", x, cos, sin, batch_axis)
+        x = layer(graph, config, f"vision_tower.transformer.layers.{index}", x, cos, sin)
     name = "multi_modal_projector"
-    x = graph.linear(f"{name}.linear_1", graph.narrow(x), bias=True)
-    x = graph.add("Gelu", [x], f"{name}.gelu")
+    x = graph.linear(f"{name}.linear_1", graph.narrow(x), bias=True, gelu=f"{name}.gelu")
     graph.linear(f"{name}.linear_2", x, bias=True, output="embeddings")
     return graph.model(config)
 
@@ -60,9 +64,13 @@ class _Graph:
     """A graph under construction; a node is named after the tensor it makes."""
 
     weights: Mapping[str, StoredWeight]
-    half: bool
+    form: Form
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
+
+    @property
+    def half(self) -> bool:
+        return self.form == "float16"
 
     @property
     def dtype(self) -> int:
@@ -82,10 +90,18 @@ class _Graph:
     def integers(self, name: str, *values: int) -> str:
         return self.constant(name, np.array(values, np.int64))
 
-    def weight(self, name: str, shape: tuple[int, ...] | None = None, widen: bool = False) -> str:
-        """Refer to a stored tensor in the dtype of products, or as float32 with `widen`.
+    def batch_axis(self) -> str:
+        """Refer to the axis that attention wants in front of the patches."""
+        name = "batch_axis"
+        if all(tensor.name != name for tensor in self.initializers):
+            self.integers(name, 0)
+        return name
 
-        It is read as `shape` where another view of the same bytes is wanted.
+    def weight(self, name: str, shape: tuple[int, ...] | None = None, widen: bool = False) -> str:
+        """Refer to a stored tensor in the dtype that products take, or as float32 with `widen`.
+
+        Fused operators take weights as they are stored. A tensor is read as `shape` where another view of the
+        same bytes is wanted.
         """
         place = self.weights[name]
         tensor = TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=shape or place.shape)
@@ -94,7 +110,7 @@ class _Graph:
         for key, value in entries.items():
             tensor.external_data.add(key=key, value=str(value))
         self.initializers.append(tensor)
-        if self.half and not widen:
+        if self.form != "float32" and not widen:
             return name
         return self.add("Cast", [name], f"{name}.float32", to=TensorProto.FLOAT)
 
@@ -106,10 +122,22 @@ class _Graph:
         """Bring a product's result to the residual stream's float32."""
         return self.add("Cast", [x], f"{x}.float32", to=TensorProto.FLOAT) if self.half else x
 
-    def linear(self, name: str, x: str, bias: bool = False, output: str | None = None) -> str:
-        """Multiply x [tokens, in] by the transpose of a weight [out, in]."""
+    def linear(
+        self, name: str, x: str, bias: bool = False, gelu: str | None = None, output: str | None = None
+    ) -> str:
+        """Multiply x [tokens, in] by the transpose of a weight [out, in]; `gelu` names the GELU of that."""
         inputs = [x, self.weight(f"{name}.weight")] + ([self.weight(f"{name}.bias")] if bias else [])
-        return self.add("Gemm", inputs, output or name, transB=1)
+        if gelu is None:
+            return self.product(inputs, output or name)
+        if self.form == "fused":
+            return self.product(inputs, gelu, gelu=True)
+        return self.add("Gelu", [self.product(inputs, name)], gelu)
+
+    def product(self, inputs: list[str], output: str, gelu: bool = False) -> str:
+        """Multiply x by the transpose of a weight, given with the bias, if any, as `inputs`."""
+        if self.form == "fused":
+            return self.add("Linear", inputs, output, domain=_KERNELS, gelu=int(gelu))
+        return self.add("Gemm", inputs, output, transB=1)
 
     def norm(self, name: str, x: str, eps: float) -> str:
         """RMSNorm of x float32; ONNX Runtime's CPU provider knows no mixed dtypes here."""
@@ -126,7 +154,10 @@ class _Graph:
             graph,
             producer_name="pixedge",
             ir_version=_IR_VERSION,
-            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(_CONTRIB, 1)],
+            opset_imports=[
+                helper.make_opsetid("", _OPSET),
+                helper.make_opsetid(_KERNELS if self.form == "fused" else _CONTRIB, 1),
+            ],
         )
 
 
@@ -150,7 +181,7 @@ def _patches(graph: _Graph, config: ModelConfig) -> str:
     values = eye.n_channels * eye.patch_size**2
     x = graph.add("Reshape", [x, graph.integers("patches.flat_shape", -1, values)], "patches")
     weight = graph.weight("vision_tower.patch_conv.weight", (eye.dim, values))
-    x = graph.add("Gemm", [graph.narrow(x), weight], "vision_tower.patch_conv", transB=1)
+    x = graph.product([graph.narrow(x), weight], "vision_tower.patch_conv")
     return graph.norm("vision_tower.ln_pre", graph.widen(x), eye.norm_eps)
 
 
@@ -176,9 +207,20 @@ def _rotary(graph: _Graph, config: ModelConfig) -> tuple[str, str]:
     return graph.narrow(cos), graph.narrow(sin)
 
 
-def _layer(graph: _Graph, config: ModelConfig, name: str, x: str, cos: str, sin: str, batch_axis: str) -> str:
+def _fused_layer(graph: _Graph, config: ModelConfig, name: str, x: str, cos: str, sin: str) -> str:
+    """Name what `_layer` computes as one node, its weights in the order of kernels/vision/encoder_layer.h."""
+    attention = ("attention_norm", *(f"attention.{letter}_proj" for letter in "qkvo"))
+    feed_forward = ("ffn_norm", *(f"feed_forward.{part}_proj" for part in ("gate", "up", "down")))
+    weights = [graph.weight(f"{name}.{part}.weight") for part in (*attention, *feed_forward)]
+    eye = config.vision
+    attributes = {"heads": eye.n_heads, "epsilon": eye.norm_eps}
+    return graph.add("EncoderLayer", [x, cos, sin, *weights], name, domain=_KERNELS, **attributes)
+
+
+def _layer(graph: _Graph, config: ModelConfig, name: str, x: str, cos: str, sin: str) -> str:
     """Attention and feed-forward around the residual stream x, float32 [patches, dim]."""
     eye = config.vision
+    batch_axis = graph.batch_axis()
     part = f"{name}.attention"
     normed = graph.narrow(graph.norm(f"{name}.attention_norm", x, eye.norm_eps))
     heads = []

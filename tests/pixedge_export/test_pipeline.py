@@ -110,7 +110,7 @@ def test_the_folder_holds_what_every_engine_reads(folder: Path) -> None:
         ),
         *("tokenizer_config.json", "special_tokens_map.json", "processor_config.json"),
         *("preprocessor_config.json", "chat_template.jinja", "model.safetensors.index.json"),
-        *("vision_encoder.onnx", "vision_encoder_cpu.onnx"),
+        *("vision_encoder.onnx", "vision_encoder_cpu.onnx", "vision_encoder_fused.onnx"),
         *(f"model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)),
     }
     assert (folder / "tekken.json").read_bytes() == TEKKEN.read_bytes()

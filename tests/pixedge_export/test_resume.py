@@ -95,7 +95,7 @@ def server(source: Path, tmp_path: Path) -> Iterator[subprocess.Popen]:
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments],
         cwd=ROOT,
-        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+        env=environment(tmp_path),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -14,9 +14,17 @@ from safetensors.torch import load_file, save_file
 
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.errors import ExportError
-from pixedge.vision import CPU_GRAPH, CUDA_GRAPH
+from pixedge.kernels.vision.fast import operators_file
+from pixedge.vision import CPU_GRAPH, CUDA_GRAPH, FUSED_GRAPH, fused_options
 from pixedge_export.encoder import VisionEncoder, encode
-from pixedge_export.vision import FLOAT16_BOUND, FLOAT32_BOUND, check_parity, export_vision, parity_grids
+from pixedge_export.vision import (
+    FLOAT16_BOUND,
+    FLOAT32_BOUND,
+    FUSED_BOUND,
+    check_parity,
+    export_vision,
+    parity_grids,
+)
 
 SHARD = "model-00001-of-00002.safetensors"
 
@@ -91,6 +99,11 @@ def test_parity_on_unseen_sizes(tmp_path: Path) -> None:
     rounded = [row for row in rows if row.graph == CUDA_GRAPH]
     assert len(rounded) == 3
     assert all(0 < row.error <= row.bound == FLOAT16_BOUND for row in rounded)
+    fused = [row for row in rows if row.graph == FUSED_GRAPH]
+    assert [(row.height, row.width) for row in fused] == (
+        [(row.height, row.width) for row in exact] if operators_file() else []
+    )
+    assert all(0 < row.error <= row.bound == FUSED_BOUND for row in fused)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -145,7 +158,7 @@ def test_graph_is_small_standard_and_fused(graph: str, tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / graph), full_check=True)
 
 
-@pytest.mark.parametrize("graph", [CPU_GRAPH, CUDA_GRAPH])
+@pytest.mark.parametrize("graph", [CPU_GRAPH, CUDA_GRAPH, FUSED_GRAPH])
 def test_no_size_is_baked_in(graph: str, tmp_path: Path) -> None:
     make_export(tmp_path)
     model = onnx.load(tmp_path / graph, load_external_data=False)
@@ -161,6 +174,46 @@ def test_no_size_is_baked_in(graph: str, tmp_path: Path) -> None:
     again.mkdir()
     make_export(again, with_vision(image_size=480))
     assert (again / graph).read_bytes() == (tmp_path / graph).read_bytes()
+
+
+def test_fused_graph_is_a_node_a_layer(tmp_path: Path) -> None:
+    make_export(tmp_path)
+    model = onnx.load(tmp_path / FUSED_GRAPH, load_external_data=False)
+    kinds = [node.op_type for node in model.graph.node if node.domain == "pixedge"]
+    assert kinds == ["Linear", *["EncoderLayer"] * 3, "Linear", "Linear"]
+    assert {node.domain for node in model.graph.node} == {"", "pixedge"}
+    onnx.checker.check_model(str(tmp_path / FUSED_GRAPH))
+
+
+def test_no_fused_graph_for_heads_that_its_kernels_do_not_take(tmp_path: Path) -> None:
+    rows = check_parity(
+        lambda: make_export(tmp_path, with_vision(dim=132, n_heads=1)),
+        tmp_path,
+        with_vision(dim=132, n_heads=1),
+    )
+    assert {row.graph for row in rows} == {CPU_GRAPH, CUDA_GRAPH}
+    assert not (tmp_path / FUSED_GRAPH).exists()
+
+
+@pytest.mark.skipif(operators_file() is None, reason="needs a CPU and a library with the fused kernels")
+@pytest.mark.parametrize("change", ["heads", "weight order", "bias"])
+def test_fused_operators_refuse_what_does_not_fit(change: str, tmp_path: Path) -> None:
+    """A graph whose shapes do not fit each other must end in an error: C reads by them."""
+    make_export(tmp_path)
+    model = onnx.load(tmp_path / FUSED_GRAPH, load_external_data=False)
+    layer = next(node for node in model.graph.node if node.op_type == "EncoderLayer")
+    if change == "heads":
+        next(entry for entry in layer.attribute if entry.name == "heads").i = 3
+    elif change == "weight order":
+        layer.input[9], layer.input[11] = layer.input[11], layer.input[9]
+    else:
+        linear = next(node for node in model.graph.node if node.name.endswith("gelu"))
+        linear.input[2] = layer.input[3]
+    (tmp_path / FUSED_GRAPH).write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match="the weights' shapes do not fit each other"):
+        onnxruntime.InferenceSession(
+            tmp_path / FUSED_GRAPH, fused_options(), providers=["CPUExecutionProvider"]
+        )
 
 
 def test_larger_than_image_size_works_in_the_graph(tmp_path: Path) -> None:
@@ -183,11 +236,11 @@ def test_graph_refuses_broken_patches(size: tuple[int, int], tmp_path: Path) -> 
 
 
 def test_weights_are_stored_once(tmp_path: Path) -> None:
-    """Both graphs name the same bytes of the shard, and no weight lies inside a graph."""
+    """All graphs name the same bytes of the shard, and no weight lies inside a graph."""
     encoder = make_export(tmp_path)
     raw = (tmp_path / SHARD).read_bytes()
     stored = load_file(tmp_path / SHARD)
-    for graph in (CPU_GRAPH, CUDA_GRAPH):
+    for graph in (CPU_GRAPH, CUDA_GRAPH, FUSED_GRAPH):
         model = onnx.load(tmp_path / graph, load_external_data=False)
         external = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
         assert {tensor.name for tensor in external} == set(encoder.state_dict())
@@ -204,7 +257,7 @@ def test_weights_are_stored_once(tmp_path: Path) -> None:
 def test_bytes_are_reproducible(tmp_path: Path) -> None:
     """The graphs depend on the geometry and on where the weights lie, not on their values."""
     make_export(tmp_path, seed=0)
-    first = {graph: (tmp_path / graph).read_bytes() for graph in (CPU_GRAPH, CUDA_GRAPH)}
+    first = {graph: (tmp_path / graph).read_bytes() for graph in (CPU_GRAPH, CUDA_GRAPH, FUSED_GRAPH)}
     make_export(tmp_path, seed=1)
     assert {graph: (tmp_path / graph).read_bytes() for graph in first} == first
 
@@ -223,7 +276,7 @@ def test_large_activations_stay_finite_in_float16(tmp_path: Path) -> None:
     save(encoder, tmp_path)
     export_vision(CONFIG, tmp_path, SHARD)
     rows = check_parity(lambda: encoder, tmp_path, CONFIG)
-    assert {row.graph for row in rows} == {CPU_GRAPH, CUDA_GRAPH}
+    assert {row.graph for row in rows} >= {CPU_GRAPH, CUDA_GRAPH}
     model = onnx.load(tmp_path / CUDA_GRAPH, load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(model)
     kinds = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
