@@ -39,7 +39,7 @@ SHARD = "model-00001-of-00001.safetensors"
 CPU = torch.device("cpu")
 
 needs_kernels = pytest.mark.skipif(
-    operators_file() is None, reason="needs a CPU with AVX-512 and bfloat16, and the compiled kernels"
+    operators_file() is None, reason="needs a CPU with AMX, and the compiled kernels"
 )
 # Largest deviation from torch over the largest magnitude, of the float32 graph and of the fused one.
 EXACT = pytest.param(True, id="float32")
@@ -153,7 +153,7 @@ def test_fused_graph_runs_by_default(folder: Path) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("variant", ["avx2", "c", "torch"])
+@pytest.mark.parametrize("variant", ["avx512", "avx2", "c", "torch"])
 def test_float32_graph_runs_with_other_instructions(
     variant: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
