@@ -47,8 +47,8 @@ test: .venv/.developing ## the test suite, without slow and GPU tests
 test-slow: .venv/.developing ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow
 
-bench: .venv/.developing ## time the encoder and the decoder in Pixtral-12B's shape; last line is JSON
-	$(BIN)/python benchmarks/decoder.py
+bench: .venv/.developing ## time decoder and encoder in Pixtral-12B's shape beside other engines; last line is JSON
+	$(BIN)/python benchmarks/speed.py
 
 profile: $(OUT)/pixedge.json ## time the demo's answers by stage
 	$(BIN)/python benchmarks/answers.py --model $(OUT)

@@ -66,7 +66,7 @@ class Runner:
         rows: Tensor | tuple[()] = ()
         if complete:
             wanted = torch.tensor([end for _, end in complete], device=self.device)
-            rows = self.decoder.lm_head(hidden[wanted]).to("cpu", torch.float32)
+            rows = _widen(self.decoder.lm_head(hidden[wanted]).cpu())
         seconds = self.now() - start
         for request, count in parts:
             if request.prefilling:
@@ -118,3 +118,10 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _widen(logits: Tensor) -> Tensor:
+    """Turn logits on the CPU into float32, in this thread alone (``Sampler.sample`` says why)."""
+    if logits.dtype != torch.bfloat16:
+        return logits.float()
+    return torch.from_numpy(logits.view(torch.int16).numpy().astype(np.int32) << 16).view(torch.float32)

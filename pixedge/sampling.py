@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from pixedge.errors import PixedgeError, UsageError
@@ -118,26 +119,30 @@ class Sampler:
         """
         assert logits.ndim == 1, f"logits of one position expected, got shape {tuple(logits.shape)}"
         raw = logits.detach().to("cpu", torch.float32)
-        if not bool(torch.isfinite(raw).all()):
+        # numpy, because torch would share such work out among threads, which then look for more of it during
+        # the next step's first milliseconds and take the cores from it.
+        values = raw.numpy()
+        if not np.isfinite(values).all():
             bad = int((~torch.isfinite(raw)).sum())
             raise PixedgeError(
                 f"{bad} of the model's {raw.numel()} logits are not finite, which in float16 or bfloat16"
                 " means that an activation overflowed; run the model in float32"
             )
         scores = self._penalised(raw)
-        token = int(torch.argmax(scores)) if self.params.greedy else self._draw(scores)
+        token = int(scores.numpy().argmax()) if self.params.greedy else self._draw(scores)
         if self._seen is not None:
             self._seen[token] = True
         if self._counts is not None:
             self._counts[token] += 1
 
-        log_total = torch.logsumexp(raw, dim=0)
+        most = values.max()
+        log_total = float(most) + math.log(np.exp(values - most).sum(dtype=np.float64))
         best: tuple[tuple[int, float], ...] = ()
         if self.params.logprobs:
-            values, ids = _most_likely(raw, self.params.logprobs)
+            highest, ids = _most_likely(raw, self.params.logprobs)
             count = self.params.logprobs
-            best = tuple(zip(ids[:count].tolist(), (values[:count] - log_total).tolist(), strict=True))
-        return SampledToken(token, float(raw[token] - log_total), best)
+            best = tuple(zip(ids[:count].tolist(), (highest[:count] - log_total).tolist(), strict=True))
+        return SampledToken(token, float(values[token]) - log_total, best)
 
     def _penalised(self, raw: torch.Tensor) -> torch.Tensor:
         """Apply the three penalties to logits [vocab]; the input is left as it is."""
