@@ -1,4 +1,4 @@
-"""Write the README's table of speed from docs/speed.json, or with --check say whether it is that table.
+"""Write the tables of speed from docs/speed.json, or with --check say whether they are what it says.
 
 python docs/make_speed.py [--check]
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 FIGURES = Path(__file__).with_name("speed.json")
 README = Path(__file__).parents[1] / "README.md"
+PERFORMANCE = Path(__file__).with_name("performance.md")
 BEGIN, END = "<!-- written by docs/make_speed.py -->\n", "<!-- end -->\n"
 
 
@@ -80,18 +81,38 @@ def table(found: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def growth(found: Any) -> str:
+    """Return how times grow with layers, context and batch, as a table."""
+    lines = ["| layers | answers at a time | context | time of a step | tokens/s |", "|---|---|---|---|---|"]
+    for run in (*found["growth"], found["decoder"]):
+        for case in run["cases"]:
+            if case["bits"] != 8 or case["tokens"] > 1:
+                continue
+            if run is found["decoder"] and case["batch"] == 1:
+                continue
+            layers, seconds = str(run["layers"]), case["layers_seconds"] + case["head_seconds"]
+            if run is found["decoder"]:
+                layers, seconds = "40, reckoned", case["seconds"]
+            lines.append(
+                f"| {layers} | {case['batch']} | {case['context']:,} | {1e3 * seconds:.1f} ms | "
+                f"{case['batch'] / seconds:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
-    """Write the table, or compare it."""
-    text = README.read_text(encoding="utf-8")
-    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
-    assert parts[1::2] == [BEGIN, END], f"{README} has no place for the table"
-    parts[2] = table(json.loads(FIGURES.read_text(encoding="utf-8")))
-    if sys.argv[1:] == ["--check"]:
-        if "".join(parts) != text:
-            print(f"{README.name} is not what docs/speed.json says; run python docs/make_speed.py")
+    """Write the tables, or compare them."""
+    found = json.loads(FIGURES.read_text(encoding="utf-8"))
+    for file, wanted in ((README, table(found)), (PERFORMANCE, growth(found))):
+        text = file.read_text(encoding="utf-8")
+        parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
+        assert parts[1::2] == [BEGIN, END], f"{file} has no place for the table"
+        parts[2] = wanted
+        if sys.argv[1:] != ["--check"]:
+            file.write_text("".join(parts), encoding="utf-8")
+        elif "".join(parts) != text:
+            print(f"{file.name} is not what docs/speed.json says; run python docs/make_speed.py")
             return 1
-        return 0
-    README.write_text("".join(parts), encoding="utf-8")
     return 0
 
 

@@ -277,7 +277,8 @@ def test_a_second_question_encodes_nothing(folder):
 def test_an_8_bit_cache_changes_next_to_nothing(exact, prompt):
     """Keys and values in 8 bits move the next token's distribution less than bfloat16 activations do."""
     whole, rounded = (
-        torch.log_softmax(prompt_logits(again(exact.engine, kv_bits=bits), prompt), -1) for bits in (16, 8)
+        torch.log_softmax(prompt_logits(again(exact.engine, kv_bits=bits), prompt).double(), -1)
+        for bits in (16, 8)
     )
     assert 0 < float((whole.exp() * (whole - rounded)).sum()) < 1e-4
 
@@ -311,10 +312,15 @@ def test_another_pixel_gives_other_logits(exact, prompt):
         assert float((after - before).abs().max()) > 1e-5
 
 
-def test_same_seed_same_text(model):
+def test_same_seed_same_text(exact):
+    """The second answer finds its prompt in the cache.
+
+    In 16 bits what is left of a known prompt may go through other kernels than a whole one, which round
+    differently, and at such a temperature that is enough for another text.
+    """
     messages = asked(*SAMPLES[0])
     hot = {"temperature": 8.0, "max_tokens": 24}  # it is very sure of itself
-    texts = [model.generate(messages, SamplingParams(seed=seed, **hot)).text for seed in (7, 7, *range(20))]
+    texts = [exact.generate(messages, SamplingParams(seed=seed, **hot)).text for seed in (7, 7, *range(20))]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
 
