@@ -28,7 +28,7 @@ from pixedge.commands.peak_memory import peak_memory
 from pixedge.config import DecoderConfig, ModelConfig
 from pixedge.decoder import Decoder, DecoderLayer
 from pixedge.kernels.cpu.fused_layer import fuse
-from pixedge.kernels.cpu.library import library, pointer, variant
+from pixedge.kernels.cpu.library import aligned_empty, library, pointer, variant
 from pixedge.kv_cache import PagedStep, PagePool
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.loading import DTYPES, choose_device
@@ -96,6 +96,12 @@ def finish(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def rested(device: torch.device) -> float:
+    """Return the time, once torch's threads have stopped looking for more work after a product."""
+    time.sleep(0.02)
+    return finish(device)
+
+
 def median_seconds(step: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Run a step once to warm up, then time it."""
     times = []
@@ -112,7 +118,10 @@ class Limits:
     def __init__(self, device: torch.device, dtype: torch.dtype, size: int) -> None:
         """Take ``size`` bytes of memory, more than any cache holds, and two matrices."""
         self.device = device
-        self.memory = torch.ones(size, dtype=torch.uint8, device=device)
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+        if device.type == "cpu":
+            self.memory = aligned_empty((size,), torch.uint8)  # in large pages, as the weights are
+        self.memory.fill_(1)
         side = min(4096, int((size / 8) ** 0.5))
         self.left, self.right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
         self.seconds: list[float] = []
@@ -121,7 +130,7 @@ class Limits:
     def measure(self, *, product: bool) -> None:
         """Time both once more; the product only where prompts are timed too."""
         opened = library() if self.device.type == "cpu" else None
-        start = finish(self.device)
+        start = rested(self.device)
         if opened is None:
             self.memory.view(torch.int64).sum()
         else:
@@ -183,7 +192,7 @@ def measure_decoder(
     for repeat in range(repeats + 1):
         limits.measure(product=any(case.tokens > 1 for case in cases))
         for case, step in steps.items():
-            start = finish(device)
+            start = rested(device)
             hidden = step()
             middle = finish(device)
             decoder.lm_head(hidden[-case.batch :])

@@ -243,14 +243,9 @@ TARGET static void unpack(const struct int4_weight *w, int64_t block, uint16_t *
 TARGET static uint64_t read_words(const uint64_t *memory, int64_t n) {
     uint64_t sums[4 * LANES] = {0};
     for (int64_t i = 0; i + 4 * LANES <= n; i += 4 * LANES) {
-        __builtin_prefetch(memory + i + 128);
-        __builtin_prefetch(memory + i + 136);
-        __builtin_prefetch(memory + i + 144);
-        __builtin_prefetch(memory + i + 152);
-        __builtin_prefetch(memory + i + 160);
-        __builtin_prefetch(memory + i + 168);
-        __builtin_prefetch(memory + i + 176);
-        __builtin_prefetch(memory + i + 184);
+        for (int j = 0; j < 4 * LANES; j += 8) { /* as far ahead as the products ask for weights */
+            __builtin_prefetch(memory + i + 1024 + j, 0, 2);
+        }
         for (int j = 0; j < 4 * LANES; j++) {
             sums[j] += memory[i + j];
         }
