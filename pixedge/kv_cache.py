@@ -62,16 +62,20 @@ class PagedStep:
     Token t of sequence i sees all that the sequence holds and the step's tokens up to itself.
     """
 
-    def __init__(self, pool: PagePool, tables: Tensor, starts: Tensor, counts: Tensor) -> None:
+    def __init__(
+        self, pool: PagePool, tables: Tensor, starts: Tensor, counts: Tensor, *, prompt: bool = False
+    ) -> None:
         """Lay the step out; the tensors are int32 on the CPU and are copied to the pool's device.
 
         tables [sequences, max_pages]: each sequence's pages in order, anything behind its last one. starts
-        [sequences]: tokens already held. counts [sequences]: tokens of this step, at least 1 each.
+        [sequences]: tokens already held. counts [sequences]: tokens of this step, at least 1 each. prompt:
+        the tokens are prompts', and kernels that round otherwise for few tokens than for many shall not do
+        so, or what is left of a known prompt would be computed unlike the whole.
         """
         for tensor, ndim in ((tables, 2), (starts, 1), (counts, 1)):
             assert tensor.dtype == torch.int32 and tensor.ndim == ndim and tensor.is_contiguous()
         assert len(tables) == len(starts) == len(counts) > 0
-        self.pool = pool
+        self.pool, self.prompt = pool, prompt
         device = pool.keys.device
         self.tables, self.starts, self.counts = (each.to(device) for each in (tables, starts, counts))
         self.spans = list(zip(starts.tolist(), counts.tolist(), strict=True))

@@ -89,4 +89,5 @@ class PagedCache:
             torch.from_numpy(tables),
             torch.tensor(starts, dtype=torch.int32),
             torch.tensor(counts, dtype=torch.int32),
+            prompt=any(request.prefilling for request, _ in parts),
         )

@@ -79,7 +79,7 @@ class FusedLayer:
         """Map x bfloat16 [tokens, dim] to [tokens, dim], as ``DecoderLayer.forward``."""
         opened = library()
         assert opened is not None and x.shape == (attend.tokens, self._layer.dim)
-        if len(x) > MOST_ROWS:
+        if len(x) > MOST_ROWS or (attend.prompt and PromptLayer.usable()):
             return self._prompt(layer, x, cos, sin, attend)
         step = self._steps.lay_out(self._layer, cos, sin, attend)
         x = x.contiguous()
