@@ -31,11 +31,11 @@ from pixedge.packing import dequantize
 from pixedge_export.calibration import Sample, load_samples, split
 from pixedge_export.checkpoint import Checkpoint, open_checkpoint
 from pixedge_export.divergence import KINDS, divergence
-from pixedge_export.gptq import quantize_gptq, quantize_rtn
+from pixedge_export.gptq import quantize_rtn
 from pixedge_export.hessian import HessianAccumulator, Shortfall
 from pixedge_export.known_picture import known_conversation
 from pixedge_export.layer_runner import MIDDLE_NORM
-from pixedge_export.layers import STAGES, Recipe
+from pixedge_export.layers import STAGES, Recipe, solve
 from small_decoder import CPU, Batch, SmallDecoder, embedder, pass_through, run
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
@@ -119,7 +119,7 @@ def quantize(variant: Variant, decoder: SmallDecoder, batch: Batch) -> list[Deco
                     else:
                         lacking = (goal[stage[0]] - inputs) @ weight.t()
                     shortfall = _shortfall(lacking * counts[:, None], inputs, batch, variant.share)
-                chosen[name] = solve(variant, weight, hessian, shortfall)
+                chosen[name] = quantize_one(variant, weight, hessian, shortfall)
             for name, weight in chosen.items():
                 layer.get_submodule(name).weight.copy_(weight)
         x, target = pass_through(layer, batch, x)["out"], goal["out"]
@@ -152,24 +152,14 @@ def _shortfall(d: Tensor, x: Tensor, batch: Batch, share: float | None) -> Short
     return shortfall
 
 
-def solve(variant: Variant, weight: Tensor, hessian: Tensor, shortfall: Shortfall | None) -> Tensor:
+def quantize_one(variant: Variant, weight: Tensor, hessian: Tensor, shortfall: Shortfall | None) -> Tensor:
     """Quantise one weight [out, in]; return what its 4 bits stand for."""
     recipe = variant.recipe
     if recipe.method == "rtn":
         return dequantize(quantize_rtn(weight, recipe.group_size), torch.float32)
     if variant.solver == "gptqmodel":
         return _gptqmodel(weight, hessian, recipe.group_size)
-    result = quantize_gptq(
-        weight,
-        hessian,
-        recipe.group_size,
-        damp=recipe.damping,
-        act_order=recipe.act_order,
-        scale_search=recipe.scale_search,
-        polish=recipe.polish,
-        shortfall=shortfall,
-    )
-    return dequantize(result.quantized, torch.float32)
+    return dequantize(solve(weight, hessian, recipe, shortfall).quantized, torch.float32)
 
 
 def _gptqmodel(weight: Tensor, hessian: Tensor, group_size: int) -> Tensor:

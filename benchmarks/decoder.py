@@ -21,22 +21,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pixedge.commands.peak_memory import peak_memory
 from pixedge.config import DecoderConfig, ModelConfig
 from pixedge.decoder import Decoder, DecoderLayer
+from pixedge.kernels.cpu.compiled import aligned_empty, library, pointer, variant
 from pixedge.kernels.cpu.fused_layer import fuse
-from pixedge.kernels.cpu.library import aligned_empty, library, pointer, variant
 from pixedge.kv_cache import PagedStep, PagePool
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.loading import DTYPES, choose_device
 from pixedge.packing import GptqWeight
 from pixedge.vision import VisionSession
-from pixedge_export.encoder import VisionEncoder
 from pixedge_export.synthetic import PIXTRAL_12B
-from pixedge_export.vision import export_vision
+from vision import write_encoder
 
 GROUP_SIZE = 128
 CHUNK = 512
@@ -208,19 +206,9 @@ def measure_vision(
     config: ModelConfig, sides: list[int], repeats: int, device: torch.device
 ) -> dict[str, float]:
     """Time the ONNX encoder on square pictures of random weights, in seconds by side."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in VisionEncoder(config).state_dict().items()}
-    tensors = {}
-    for name, shape in shapes.items():
-        fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-        values = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator)
-        tensors[name] = (values * fan_in**-0.5).half()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_file(tensors, folder / "vision.safetensors")
-        del tensors
-        export_vision(config, folder, "vision.safetensors")
+        write_encoder(folder, config)
         session = VisionSession(folder, config, device)
         times = {}
         for side in sides:

@@ -12,7 +12,7 @@ from pixedge.tensor_shapes import DECODER, HEAD
 from pixedge.tokenizer import Tokenizer
 from pixedge_export.calibration import Sample, encode_samples
 from pixedge_export.checkpoint import Checkpoint
-from pixedge_export.divergence import kinds_of
+from pixedge_export.divergence import are_of_pictures, kinds_of
 from pixedge_export.encoder import VisionEncoder, encode
 from pixedge_export.layer_runner import MIDDLE_NORM
 from pixedge_export.layers import STAGES
@@ -32,10 +32,7 @@ class Batch:
         self.x = torch.cat(list(xs))
         self.lengths = [len(x) for x in xs]
         self.kinds = torch.cat([kinds_of(sample, vision) for sample in ids])
-        of_image = (vision.image_token_id, vision.image_break_token_id, vision.image_end_token_id)
-        self.is_image = torch.isin(
-            torch.tensor([i for sample in ids for i in sample]), torch.tensor(of_image)
-        )
+        self.is_image = torch.cat([are_of_pictures(sample, vision) for sample in ids])
         positions = torch.cat([torch.arange(length) for length in self.lengths])
         self.cos, self.sin = rotary_1d(positions, config.decoder.head_dim, config.decoder.rope_theta)
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from pixedge.commands.peak_memory import peak_memory
 from pixedge.packing import dequantize
-from pixedge_export.gptq import quantize_gptq, quantize_rtn
+from pixedge_export.gptq import quantize_rtn
 from pixedge_export.hessian import HessianAccumulator
-from pixedge_export.layers import Recipe
+from pixedge_export.layers import Recipe, solve
 
 SMALL = ((512, 256),)
 FULL = ((14336, 5120), (5120, 14336))
@@ -60,22 +60,13 @@ def draw_weight(out_features: int, in_features: int) -> Tensor:
 
 def ours(weight: Tensor, x: Tensor) -> tuple[float, float, Tensor]:
     """Solve as an export does."""
-    recipe = Recipe()
     start = time.perf_counter()
     accumulator = HessianAccumulator(x.shape[1], x.device)
     for rows in x.split(BATCH):
         accumulator.add(rows)
     hessian = accumulator.hessian()
     summed = time.perf_counter()
-    quantized = quantize_gptq(
-        weight,
-        hessian,
-        recipe.group_size,
-        damp=recipe.damping,
-        act_order=recipe.act_order,
-        scale_search=recipe.scale_search,
-        polish=recipe.polish,
-    ).quantized
+    quantized = solve(weight, hessian, Recipe()).quantized
     return summed - start, time.perf_counter() - summed, dequantize(quantized, torch.float32)
 
 
@@ -109,9 +100,9 @@ def compare(out_features: int, in_features: int, rows: int, repeats: int, solver
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in solvers}
     errors: dict[str, float] = {}
     for _ in range(repeats):
-        for name, solve in solvers.items():
+        for name, run in solvers.items():
             start = time.process_time()
-            hessian_seconds, seconds, solved = solve(weight, x)
+            hessian_seconds, seconds, solved = run(weight, x)
             times[name].append((hessian_seconds, seconds, time.process_time() - start))
             errors[name] = error(weight, solved, unseen)
             del solved

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixedge.config import ModelConfig
-from pixedge.kernels.cpu.library import variant
+from pixedge.kernels.cpu.compiled import variant
 from pixedge.kernels.vision import fast
 from pixedge.rope import rotary_2d
 from pixedge.section import read_json

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pixedge.config import ModelConfig
 from pixedge.decoder import Decoder, DecoderLayer
 from pixedge.errors import ArtifactError
+from pixedge.kernels.cpu.compiled import announce, release
 from pixedge.kernels.cpu.fused_layer import fuse
-from pixedge.kernels.cpu.library import announce, release
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import GptqWeight, QuantizedWeight, read_gptq, read_imported_gptq
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes

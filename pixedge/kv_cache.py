@@ -1,17 +1,15 @@
 """The keys and values of all sequences, in pages of 16 tokens, written once and read by every later token."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from pixedge.config import DecoderConfig
-from pixedge.kernels.attention import PAGE, attend_pages, causal_mask, write_pages
+from pixedge.kernels.attention import PAGE, Stored, attend_pages, causal_mask, write_pages
 from pixedge.kernels.cpu.flash import flash_pages
-
-Pages = tuple[Tensor, Tensor | None]
-"""One layer's keys or values in pages, and the scales of those in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class PagePool:
         """How many pages there are."""
         return self.keys.shape[1]
 
-    def layer(self, index: int) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    def layer(self, index: int) -> tuple[Stored, Stored]:
         """Return one layer's keys with their scales, and its values with theirs."""
         if self.key_scales is None or self.value_scales is None:
             return (self.keys[index], None), (self.values[index], None)
@@ -83,11 +81,6 @@ class PagedStep:
         assert all(count >= 1 and start >= 0 for start, count in self.spans)
         assert max(start + count for start, count in self.spans) <= tables.shape[1] * PAGE
         self.tokens = sum(count for _, count in self.spans)
-        # Where each of the step's tokens is written; only the torch path needs them.
-        places = torch.cat([torch.arange(start, start + count) for start, count in self.spans])
-        rows = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
-        self._page = tables[rows, places // PAGE].long().to(device)  # [tokens]
-        self._offset = (places % PAGE).to(device)  # [tokens]
         self._masks: list[Tensor | None] | None = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -99,8 +92,8 @@ class PagedStep:
         """Store k and v [tokens, kv_heads, head_dim] of the step."""
         assert len(k) == len(v) == self.tokens, f"{len(k)} keys in a step of {self.tokens} tokens"
         keys, values = self.pool.layer(layer)
-        write_pages(*keys, k, self._page, self._offset)
-        write_pages(*values, v, self._page, self._offset)
+        write_pages(*keys, k, *self._places)
+        write_pages(*values, v, *self._places)
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """Attend with q [tokens, heads, head_dim]; the step's own keys and values are stored by now."""
@@ -112,7 +105,7 @@ class PagedStep:
         ]
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _attend_one(self, index: int, q: Tensor, keys: Pages, values: Pages) -> Tensor:
+    def _attend_one(self, index: int, q: Tensor, keys: Stored, values: Stored) -> Tensor:
         """Attend with one sequence's q, in the library where it has a kernel for that."""
         start = self.spans[index][0]
         found = flash_pages(q, keys, values, self.tables[index], start)
@@ -121,3 +114,14 @@ class PagedStep:
         if self._masks is None:  # the same in every layer
             self._masks = [causal_mask(*span, q.dtype, q.device) for span in self.spans]
         return attend_pages(q, keys, values, self.tables[index], start, self._masks[index])
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """The page and the offset in it at which each of the step's tokens is written, int64 [tokens].
+
+        Made when first asked for: a fused layer finds the places itself.
+        """
+        device = self.tables.device
+        places = torch.cat([torch.arange(start, start + count, device=device) for start, count in self.spans])
+        rows = torch.repeat_interleave(torch.arange(len(self.spans), device=device), self.counts.long())
+        return self.tables[rows, places // PAGE].long(), places % PAGE

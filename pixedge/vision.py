@@ -57,7 +57,7 @@ class VisionSession:
         threads: of the CPU; None means one a core. gpu_mem_limit: bytes for weights and activations on CUDA;
         None means what gpu_memory_limit says. exact: on a CPU always run the float32 graph. Raises
         ArtifactError when the graph is missing or damaged, PixedgeError when ONNX Runtime cannot use the CUDA
-        device that is asked for, CapacityError when memory runs out, and UsageError as kernels.cpu.library
+        device that is asked for, CapacityError when memory runs out, and UsageError as kernels.cpu.compiled
         does.
         """
         self.config = config
@@ -151,7 +151,7 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
 def fused_options(threads: int | None = None) -> onnxruntime.SessionOptions | None:
     """Make the options of a session of the fused graph; None where this machine lacks its kernels.
 
-    threads: as session_options has it. Raises UsageError as kernels.cpu.library does.
+    threads: as session_options has it. Raises UsageError as kernels.cpu.compiled does.
     """
     operators = operators_file()
     if operators is None:

@@ -13,7 +13,7 @@ from pixedge.packing import pack_gptq
 from pixedge.tensor_shapes import DECODER, HEAD
 from pixedge_export.activations import StoredStreams
 from pixedge_export.calibration import EncodedSample
-from pixedge_export.divergence import Divergence, divergence, kinds_of
+from pixedge_export.divergence import Divergence, are_of_pictures, divergence, kinds_of
 from pixedge_export.encoder import VisionEncoder, encode
 from pixedge_export.events import Event, Reporter
 from pixedge_export.journal import Journal
@@ -67,13 +67,8 @@ class DecoderExport:
 
     def counts(self, calibration: Sequence[EncodedSample]) -> list[Tensor]:
         """Tell how much each token of every sample counts in calibration: [tokens] each."""
-        vision = self.config.vision
-        of_image = (vision.image_token_id, vision.image_break_token_id, vision.image_end_token_id)
-        found = []
-        for sample in calibration:
-            is_image = torch.isin(torch.tensor(sample.prompt.ids), torch.tensor(of_image))
-            found.append(torch.where(is_image, self.recipe.image_weight, 1.0))
-        return found
+        is_image = (are_of_pictures(sample.prompt.ids, self.config.vision) for sample in calibration)
+        return [torch.where(each, self.recipe.image_weight, 1.0) for each in is_image]
 
     def quantize(self, journal: Journal, streams: StoredStreams) -> None:
         """Quantise all layers that are not finished yet, each to a shard of its own."""

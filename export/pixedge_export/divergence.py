@@ -38,14 +38,18 @@ class Divergence:
     top1: float
 
 
+def are_of_pictures(ids: Sequence[int], vision: VisionConfig) -> Tensor:
+    """Tell which tokens stand for a picture's patches or end its rows; bool [tokens]."""
+    image_ids = torch.tensor([vision.image_token_id, vision.image_break_token_id, vision.image_end_token_id])
+    return torch.isin(torch.tensor(ids), image_ids)
+
+
 def kinds_of(ids: tuple[int, ...], vision: VisionConfig) -> Tensor:
     """Return the kind of each position: 0 text, 1 after a picture, -1 not counted; int64 [tokens].
 
     Not counted are positions that an image token follows, and the last, which nothing follows.
     """
-    tensor = torch.tensor(ids)
-    image_ids = torch.tensor([vision.image_token_id, vision.image_break_token_id, vision.image_end_token_id])
-    is_image = torch.isin(tensor, image_ids)
+    is_image = are_of_pictures(ids, vision)
     kinds = (is_image.cumsum(0) > 0).long()
     kinds[:-1][is_image[1:]] = -1
     kinds[-1] = -1

@@ -189,7 +189,7 @@ def quantize_layer(
                 best, quantized = nearest, rtn
             else:
                 own = shortfall.through(weight) if shortfall and stage[0] in _NORMS else shortfall
-                solved = _solve(weight, hessian, own, recipe, _title(index, name))
+                solved = solve(weight, hessian, recipe, own, _title(index, name))
                 best = solved.quantized
                 quantized = relative_output_error(solved.target, best, held_out)
                 del solved
@@ -248,9 +248,14 @@ def _counts(streams: Streams) -> Sequence[Tensor | None]:
     return [None] * len(streams.calibration) if streams.counts is None else streams.counts
 
 
-def _solve(
-    weight: Tensor, hessian: Tensor, shortfall: Shortfall | None, recipe: Recipe, title: str
+def solve(
+    weight: Tensor,
+    hessian: Tensor,
+    recipe: Recipe,
+    shortfall: Shortfall | None = None,
+    name: str = "a linear",
 ) -> GptqResult:
+    """Quantise one weight [out, in] as a recipe for GPTQ says; the rest is as in ``quantize_gptq``."""
     return quantize_gptq(
         weight,
         hessian,
@@ -260,7 +265,7 @@ def _solve(
         scale_search=recipe.scale_search,
         polish=recipe.polish,
         shortfall=shortfall,
-        name=title,
+        name=name,
     )
 
 

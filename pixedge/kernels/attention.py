@@ -11,6 +11,9 @@ from torch.nn import functional
 PAGE = 16
 """Tokens a page holds."""
 
+Stored = tuple[Tensor, Tensor | None]
+"""One layer's keys or values in pages [pages, kv_heads, 16, head_dim], and the scales of those in 8 bits."""
+
 GATHERED_BYTES = 64 << 20
 """Bytes of gathered keys and values at a time, unless one head alone has more: bounds the scratch."""
 
@@ -61,8 +64,8 @@ def read_pages(
 
 def attend_pages(
     q: Tensor,
-    keys: tuple[Tensor, Tensor | None],
-    values: tuple[Tensor, Tensor | None],
+    keys: Stored,
+    values: Stored,
     table: Tensor,
     start: int,
     mask: Tensor | None,

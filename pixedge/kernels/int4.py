@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pixedge.kernels.cpu.library import library
+from pixedge.kernels.cpu.compiled import library
 from pixedge.kernels.cpu.products import Int4Cpu
 from pixedge.packing import ZERO_POINT, GptqWeight, QuantizedWeight
 

@@ -18,7 +18,7 @@ import evaluate
 import pixedge as package
 from conversations import conversation
 from pixedge.engine import greedy
-from pixedge.kernels.cpu.library import variant
+from pixedge.kernels.cpu.compiled import variant
 from pixedge.sampling import Sampler, SamplingParams
 from pixedge.tokenizer import Prompt
 from pixedge_export.dense import load_dense

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixedge.kernels import int4, int8
-from pixedge.kernels.cpu.library import TORCH, VARIABLE
+from pixedge.kernels.cpu.compiled import TORCH, VARIABLE
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import QuantizedWeight, dequantize
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from pixedge import vision
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
-from pixedge.kernels.cpu.library import VARIABLE
+from pixedge.kernels.cpu.compiled import VARIABLE
 from pixedge.kernels.vision.fast import operators_file
 from pixedge.vision import (
     CPU_GRAPH,

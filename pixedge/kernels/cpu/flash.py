@@ -8,14 +8,14 @@ result is within 2^-9 of the largest value that the token sees, and then rounded
 import torch
 from torch import Tensor
 
-from pixedge.kernels.attention import PAGE
-from pixedge.kernels.cpu.library import library, pointer, variant
+from pixedge.kernels.attention import PAGE, Stored
+from pixedge.kernels.cpu.compiled import library, pointer, variant
 
 
 def flash_pages(
     q: Tensor,
-    keys: tuple[Tensor, Tensor | None],
-    values: tuple[Tensor, Tensor | None],
+    keys: Stored,
+    values: Stored,
     table: Tensor,
     start: int,
 ) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pixedge.decoder import Attend, DecoderLayer
-from pixedge.kernels.cpu.library import Layer, Step, library, pointer
+from pixedge.kernels.cpu.compiled import Layer, Step, library, pointer
 from pixedge.kernels.cpu.products import BLOCK, MOST_ROWS, Int4Cpu, int4_weight
 from pixedge.kernels.cpu.prompt_layer import PromptLayer
 from pixedge.kv_cache import PagedStep

@@ -6,7 +6,7 @@
 #include "attention.h"
 #include "products.h"
 
-/* The structures here and in attention.h and kernels.h are mirrored by library.py. */
+/* The structures here and in attention.h and kernels.h are mirrored by compiled.py. */
 struct layer {
     struct int4_weight q, k, v, o, gate, up, down;
     const float *input_norm, *post_norm; /* [dim] */

@@ -8,7 +8,7 @@ size, and float32's rounding of the sum, of the exact product with bfloat16 weig
 import torch
 from torch import Tensor
 
-from pixedge.kernels.cpu.library import Int4Weight, library, pointer, variant
+from pixedge.kernels.cpu.compiled import Int4Weight, library, pointer, variant
 
 
 def int4_many_rows(x: Tensor, packed: Int4Weight, residual: Tensor | None = None) -> Tensor | None:

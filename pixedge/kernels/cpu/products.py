@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pixedge.kernels.cpu.library import Int4Weight, Int8Weight, aligned_empty, library, pointer, variant
+from pixedge.kernels.cpu.compiled import Int4Weight, Int8Weight, aligned_empty, library, pointer, variant
 from pixedge.kernels.cpu.many_rows import int4_many_rows
 from pixedge.packing import GptqWeight, QuantizedWeight
 

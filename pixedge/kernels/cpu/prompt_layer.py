@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pixedge.kernels.cpu.library import Int4Weight, variant
+from pixedge.kernels.cpu.compiled import Int4Weight, variant
 from pixedge.kernels.cpu.many_rows import int4_many_rows
 from pixedge.kernels.cpu.prompt_rows import gate_rows, norm_rows, turn_rows
 from pixedge.kv_cache import PagedStep

@@ -7,7 +7,7 @@ inside and rounded to bfloat16 once, at the end. The callers know that the varia
 import torch
 from torch import Tensor
 
-from pixedge.kernels.cpu.library import library, pointer
+from pixedge.kernels.cpu.compiled import library, pointer
 
 
 def norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pixedge.kernels.cpu.library import library, pointer, variant
+from pixedge.kernels.cpu.compiled import library, pointer, variant
 from pixedge.kernels.vision.reference import EncoderLayerWeights
 
 WIDEST_HEAD = 128

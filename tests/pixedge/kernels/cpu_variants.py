@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pixedge.errors import UsageError
-from pixedge.kernels.cpu.library import TORCH, VARIABLE, VARIANTS, library
+from pixedge.kernels.cpu.compiled import TORCH, VARIABLE, VARIANTS, library
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pixedge.config import DecoderConfig
 from pixedge.decoder import DecoderLayer
+from pixedge.kernels.cpu.compiled import TORCH
 from pixedge.kernels.cpu.fused_layer import FusedLayer, fuse
-from pixedge.kernels.cpu.library import TORCH
 from pixedge.kernels.cpu.products import dequantize_lines
 from pixedge.kv_cache import PagedStep, PagePool
 from pixedge.linear import Int4Linear

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pixedge.kernels.attention import PAGE, attend_pages, causal_mask, read_pages, write_pages
+from pixedge.kernels.cpu.compiled import variant
 from pixedge.kernels.cpu.flash import flash_pages
-from pixedge.kernels.cpu.library import variant
 
 pytestmark = pytest.mark.skipif(variant() != "amx", reason="needs a CPU with AMX (bfloat16 matrix tiles)")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixedge.kernels.cpu.library import variant
+from pixedge.kernels.cpu.compiled import variant
 from pixedge.kernels.cpu.many_rows import int4_many_rows
 from pixedge.kernels.cpu.products import Int4Cpu, dequantize_lines, int4_weight
 from pixedge.packing import QuantizedWeight

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from pixedge.kernels.cpu.compiled import variant
 from pixedge.kernels.cpu.fused_layer import FusedLayer, fuse
-from pixedge.kernels.cpu.library import variant
 from pixedge.kernels.cpu.prompt_rows import gate_rows, norm_rows, turn_rows
 from pixedge.kv_cache import PagedStep
 from pixedge.rope import apply_rotary, rotary_1d

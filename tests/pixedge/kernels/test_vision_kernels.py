@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixedge.kernels.cpu.library import VARIABLE
+from pixedge.kernels.cpu.compiled import VARIABLE
 from pixedge.kernels.vision import fast, reference
 from pixedge.kernels.vision.reference import EncoderLayerWeights
 

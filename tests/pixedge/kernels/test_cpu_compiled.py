@@ -10,8 +10,8 @@ import torch
 
 from pixedge.errors import UsageError
 from pixedge.kernels import int4, int8
-from pixedge.kernels.cpu import library as module
-from pixedge.kernels.cpu.library import TORCH, VARIABLE, VARIANTS, aligned_empty, announce, library, variant
+from pixedge.kernels.cpu import compiled as module
+from pixedge.kernels.cpu.compiled import TORCH, VARIABLE, VARIANTS, aligned_empty, announce, library, variant
 from pixedge.linear import Int4Linear
 from pixedge.packing import QuantizedWeight
 from tests.pixedge.kernels.cpu_variants import USABLE, chosen
