@@ -1,5 +1,6 @@
 """Requests side by side: each says what it says alone, none starves, and every page comes back."""
 
+import contextlib
 import gc
 import random
 import threading
@@ -249,6 +250,43 @@ def test_threads_that_leave_early_do_not_hold_up_the_others() -> None:
     engine.step()
     check_books(engine)
     assert not engine._active and not engine._waiting
+
+
+def test_a_thread_that_dies_in_a_step_leaves_the_others_their_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another reader waits for the step that kills its thread, and must be woken to take the next itself."""
+    engine = again(ENGINE)
+    forward = Runner.forward
+    inside, waiting = threading.Event(), threading.Event()
+
+    def die_once(self: Runner, parts: object) -> object:
+        if threading.current_thread() is dying:
+            inside.set()
+            assert waiting.wait(60)
+            raise SystemExit
+        return forward(self, parts)
+
+    monkeypatch.setattr(Runner, "forward", die_once)
+    first = engine.submit(text(0, 20), Forced([14] * 6))
+    second = engine.submit(text(1, 20), Forced([15] * 6))
+    found: list[int] = []
+
+    def die() -> None:
+        with contextlib.suppress(SystemExit):  # or pytest takes it for a failure of the test
+            list(engine.tokens(first))
+
+    dying = threading.Thread(target=die)
+    other = threading.Thread(target=lambda: found.extend(token.id for token in engine.tokens(second)))
+    dying.start()
+    assert inside.wait(60)
+    other.start()
+    waiting.set()
+    for reader in (dying, other):
+        reader.join(60)
+    assert found == [15] * 6
+    assert first.finished and second.finished
+    check_books(engine)
 
 
 def test_a_finaliser_may_cancel_in_the_middle_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
