@@ -1,0 +1,103 @@
+"""Launch shapes by GPU architecture: a table, so that nothing is searched for at a start.
+
+What a shape does to speed is a matter of the architecture; to results it does nothing but reorder sums.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """How a product of few rows is cut up.
+
+    outputs: output features a program computes; a power of two, 16 to 128. programs: programs wanted for each
+    multiprocessor before the inputs stop being split. splits: the most parts that the inputs are split into.
+    """
+
+    outputs: int
+    warps: int
+    stages: int
+    programs: int = 4
+    splits: int = 16
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How attention over pages is cut up; keys: keys a program takes at a time, a multiple of 16."""
+
+    keys: int
+    warps: int
+    stages: int
+    programs: int = 2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The launch shapes of one GPU generation; ``_wide`` is for 9 to 16 rows."""
+
+    int4: Matmul
+    int4_wide: Matmul
+    int8: Matmul
+    decoding: Attention
+    prefill: Attention
+
+
+AMPERE = Architecture(
+    int4=Matmul(outputs=64, warps=4, stages=4),
+    int4_wide=Matmul(outputs=64, warps=4, stages=4),
+    int8=Matmul(outputs=64, warps=4, stages=3, splits=4),
+    decoding=Attention(keys=64, warps=4, stages=2),
+    prefill=Attention(keys=64, warps=4, stages=2),
+)
+"""Compute capability 8.x with 100 KB of shared memory a multiprocessor: GeForce RTX 30 and 40."""
+
+HOPPER = Architecture(
+    int4=Matmul(outputs=128, warps=4, stages=5),
+    int4_wide=Matmul(outputs=128, warps=4, stages=4),
+    int8=Matmul(outputs=64, warps=4, stages=4, splits=4),
+    decoding=Attention(keys=64, warps=4, stages=3),
+    prefill=Attention(keys=64, warps=4, stages=3),
+)
+
+ARCHITECTURES = {(8, 0): AMPERE, (8, 6): AMPERE, (8, 9): AMPERE, (9, 0): HOPPER}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a launch needs to know of a device."""
+
+    multiprocessors: int
+    shapes: Architecture
+
+
+INTERPRETED = Device(1, AMPERE)
+"""Stands in for a GPU where the interpreter runs the kernels on CPU tensors."""
+
+
+def device(of: torch.device) -> Device:
+    """Return the facts of a CUDA device, or those of the interpreter for the CPU."""
+    return _cuda(of.index if of.index is not None else torch.cuda.current_device()) if of.type == "cuda" else INTERPRETED
+
+
+@functools.cache
+def _cuda(index: int) -> Device:
+    facts = torch.cuda.get_device_properties(index)
+    newest = HOPPER if facts.major >= 9 else AMPERE
+    return Device(facts.multi_processor_count, ARCHITECTURES.get((facts.major, facts.minor), newest))
+
+
+def interpreted() -> bool:
+    """Tell whether kernels run in triton's interpreter, which takes CPU tensors."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def check_device(*tensors: torch.Tensor | None) -> None:
+    """Assert that all tensors are on one device on which kernels can run."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    assert len(devices) == 1, f"tensors on {', '.join(sorted(map(str, devices)))}"
+    kind = devices.pop().type
+    assert kind == ("cpu" if interpreted() else "cuda"), f"a kernel cannot run on tensors of {kind}"
