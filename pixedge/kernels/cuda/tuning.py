@@ -51,7 +51,7 @@ AMPERE = Architecture(
     int4_wide=Matmul(outputs=64, warps=4, stages=4),
     int8=Matmul(outputs=64, warps=4, stages=3, splits=4),
     decoding=Attention(keys=64, warps=4, stages=2),
-    prefill=Attention(keys=64, warps=4, stages=2),
+    prefill=Attention(keys=32, warps=4, stages=2),
 )
 """Compute capability 8.x with 100 KB of shared memory a multiprocessor: GeForce RTX 30 and 40."""
 
@@ -60,7 +60,7 @@ HOPPER = Architecture(
     int4_wide=Matmul(outputs=128, warps=4, stages=4),
     int8=Matmul(outputs=64, warps=4, stages=4, splits=4),
     decoding=Attention(keys=64, warps=4, stages=3),
-    prefill=Attention(keys=64, warps=4, stages=3),
+    prefill=Attention(keys=32, warps=4, stages=3),
 )
 
 ARCHITECTURES = {(8, 0): AMPERE, (8, 6): AMPERE, (8, 9): AMPERE, (9, 0): HOPPER}
