@@ -8,6 +8,7 @@ word holds 8 inputs of one output. Its nibble j and nibble j + 4 are the neighbo
 the tensor cores want them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -91,6 +92,29 @@ def takes(quantized: QuantizedWeight) -> bool:
     """Tell whether the layout can hold a weight: groups of 32, 64, or a multiple of 128 inputs, or one group."""
     group = quantized.group_size
     return group in (32, 64) or group % BLOCK_IN == 0 or group == quantized.in_features
+
+
+def stack(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Stack weights of the same inputs by outputs, so that one product serves them all.
+
+    Their group sizes and orders of columns must be the same.
+    """
+    first = parts[0]
+    assert all(part.group_size == first.group_size for part in parts), "group sizes differ"
+    for part in parts:
+        same = part.order is first.order or (
+            part.order is not None and first.order is not None and torch.equal(part.order, first.order)
+        )
+        assert same, "orders of columns differ"
+    zeros = None
+    if any(part.zeros is not None for part in parts):
+        filled = [
+            torch.full(part.scales.shape, ZERO_POINT, dtype=torch.uint8) if part.zeros is None else part.zeros
+            for part in parts
+        ]
+        zeros = torch.cat(filled)
+    q, scales = torch.cat([part.q for part in parts]), torch.cat([part.scales for part in parts])
+    return QuantizedWeight(q, scales, first.group_size, zeros, first.order)
 
 
 def unpack_reference(weight: Int4Weight, dtype: torch.dtype) -> Tensor:

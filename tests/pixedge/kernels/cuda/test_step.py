@@ -1,0 +1,234 @@
+"""A whole decoding step against the decoder in torch, and the graphs that repeat it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixedge.config import DecoderConfig
+from pixedge.decoder import Decoder, WholeSequences
+from pixedge.kernels.int8 import quantize_rows
+from pixedge.packing import QuantizedWeight, dequantize
+
+pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+
+from pixedge.kernels.cuda import graph, int4, step, tuning
+from pixedge.kernels.cuda.pages import PAGE, LayerPages
+
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+CONFIG = DecoderConfig(
+    dim=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    ffn_dim=96,
+    vocab_size=90,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    context=64,
+)
+MAX_PAGES = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """The same random weights twice: as the step takes them, and as a decoder in float32."""
+
+    weights: step.StepWeights
+    decoder: Decoder
+    embeddings: Tensor
+
+
+@pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16], ids=str)
+def model(request: pytest.FixtureRequest) -> Model:
+    return make_model(request.param, on_device=True)
+
+
+def make_model(dtype: torch.dtype, *, on_device: bool) -> Model:
+    g = torch.Generator().manual_seed(0)
+    decoder = Decoder(CONFIG).to(DEVICE)
+
+    def linear(name: str, group: int) -> QuantizedWeight:
+        module = decoder.get_submodule(name)
+        outputs, inputs = module.weight.shape  # type: ignore[misc, union-attr]
+        q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, generator=g)  # type: ignore[arg-type]
+        scales = (0.5 + torch.rand(outputs, inputs // group, generator=g)) * 0.25 / inputs**0.5  # type: ignore[operator, arg-type]
+        quantized = QuantizedWeight(q, scales.half().float(), group)
+        module.weight.data = dequantize(quantized, torch.float32).to(DEVICE)  # type: ignore[union-attr]
+        return quantized
+
+    def norm(name: str) -> Tensor:
+        weight = (1 + 0.1 * torch.randn(CONFIG.dim, generator=g)).to(DEVICE, dtype)
+        decoder.get_submodule(name).weight.data = weight.float()  # type: ignore[union-attr]
+        return weight
+
+    layers = []
+    for index in range(CONFIG.n_layers):
+        at = f"layers.{index}."
+        qkv = int4.stack([linear(f"{at}self_attn.{name}_proj", 32) for name in "qkv"])
+        gate_up = int4.stack([linear(f"{at}mlp.{name}_proj", 32) for name in ("gate", "up")])
+        layers.append(
+            step.LayerWeights(
+                norm(at + "input_layernorm"),
+                int4.Int4Weight.pack(qkv, DEVICE),
+                int4.Int4Weight.pack(linear(at + "self_attn.o_proj", 64), DEVICE),
+                norm(at + "post_attention_layernorm"),
+                int4.Int4Weight.pack(gate_up, DEVICE),
+                int4.Int4Weight.pack(linear(at + "mlp.down_proj", 96), DEVICE),
+            )
+        )
+    head, scales = quantize_rows(torch.randn(CONFIG.vocab_size, CONFIG.dim, generator=g) / 8)
+    decoder.lm_head.weight.data = (head.float() * scales.float()[:, None]).to(DEVICE)
+    embeddings = torch.randn(CONFIG.vocab_size, CONFIG.dim, generator=g).to(DEVICE, dtype)
+    weights = step.StepWeights(
+        tuple(layers),
+        embeddings if on_device else None,
+        norm("norm"),
+        head.to(DEVICE),
+        scales.to(DEVICE),
+        CONFIG.n_heads,
+        CONFIG.n_kv_heads,
+        CONFIG.head_dim,
+        CONFIG.norm_eps,
+        CONFIG.rope_theta,
+    )
+    return Model(weights, decoder, embeddings)
+
+
+def make_pages(sequences: int, dtype: torch.dtype, eight: bool) -> list[LayerPages]:
+    shape = (CONFIG.n_layers, sequences * MAX_PAGES, CONFIG.n_kv_heads, PAGE, CONFIG.head_dim)
+    keys, values = (torch.full(shape, 3, dtype=torch.int8 if eight else dtype, device=DEVICE) for _ in range(2))
+    if not eight:
+        return [LayerPages(k, v) for k, v in zip(keys, values, strict=True)]
+    scales = [torch.full(shape[:-1], 3, dtype=torch.float16, device=DEVICE) for _ in range(2)]
+    return [LayerPages(*parts) for parts in zip(keys, values, *scales, strict=True)]
+
+
+def scattered_tables(sequences: int) -> Tensor:
+    order = torch.randperm(sequences * MAX_PAGES, generator=torch.Generator().manual_seed(5))
+    return order.view(sequences, MAX_PAGES).to(torch.int32)
+
+
+@torch.inference_mode()
+def expected_logits(model: Model, ids: list[int]) -> Tensor:
+    """Run a whole sequence through the decoder in float32; return the logits after its last token."""
+    x = model.embeddings[torch.tensor(ids, device=DEVICE)].float()
+    positions = torch.arange(len(ids), device=DEVICE)
+    hidden = model.decoder(x, positions, WholeSequences(len(ids)))
+    logits: Tensor = model.decoder.lm_head(hidden[-1])
+    return logits
+
+
+def ints(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def capture() -> graph.Capture:
+    return graph.direct if DEVICE.type == "cpu" else graph.cuda_capture()
+
+
+def tolerance(dtype: torch.dtype, eight: bool) -> float:
+    """Bound the logits' error, absolute, where they are of about 1: 16-bit activations, then the cache's 8 bits."""
+    return (0.02 if dtype == torch.float16 else 0.15) + (0.05 if eight else 0.0)
+
+
+@pytest.mark.parametrize("eight", [False, True], ids=["16-bit pages", "8-bit pages"])
+def test_a_mixed_batch_gives_what_each_sequence_gives_alone(model: Model, eight: bool) -> None:
+    """Three sequences in a graph for four, one of them begun earlier and grown past a page."""
+    dtype = model.weights.norm.dtype
+    decode = graph.DecodeGraph(
+        model.weights, make_pages(3, dtype, eight), MAX_PAGES, batches=(1, 4), capture=capture()
+    )
+    tables = scattered_tables(3)
+    g = torch.Generator().manual_seed(1)
+    texts = [torch.randint(0, CONFIG.vocab_size, (n,), generator=g).tolist() for n in (18, 2, 3)]
+    for at in range(16):
+        decode.step(ints([texts[0][at]]), ints([at]), tables[:1])
+    for at in range(2):
+        alive = [0, 1, 2]
+        ids = [texts[0][16 + at], texts[1][at], texts[2][at]]
+        logits, chosen = decode.step(ints(ids), ints([16 + at, at, at]), tables)
+        for row, length in zip(alive, (17 + at, at + 1, at + 1), strict=True):
+            expected = expected_logits(model, texts[row][:length])
+            assert float((logits[row] - expected).abs().max()) < tolerance(dtype, eight)
+            assert int(chosen[row]) == int(logits[row].argmax())
+
+
+def test_a_batch_is_its_sequences_alone(model: Model) -> None:
+    dtype = model.weights.norm.dtype
+    tables = scattered_tables(2)
+    found = []
+    for batches, parts in (((2,), [[0, 1]]), ((1,), [[0], [1]])):
+        decode = graph.DecodeGraph(
+            model.weights, make_pages(2, dtype, False), MAX_PAGES, batches=batches, capture=capture()
+        )
+        rows: dict[int, Tensor] = {}
+        for part in parts:
+            for at in range(3):
+                ids = ints([(7 * row + 3 * at) % CONFIG.vocab_size for row in part])
+                logits, _ = decode.step(ids, ints([at] * len(part)), tables[part])
+                rows |= {row: logits[index].clone() for index, row in enumerate(part)}
+        found.append(torch.stack([rows[0], rows[1]]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4 if DEVICE.type == "cpu" else 5e-2)
+
+
+def test_embeddings_in_host_memory_change_nothing() -> None:
+    results = []
+    for on_device in (True, False):
+        model = make_model(torch.float16, on_device=on_device)
+        decode = graph.DecodeGraph(
+            model.weights, make_pages(1, torch.float16, False), MAX_PAGES, batches=(1,), capture=capture()
+        )
+        for at, token in enumerate((5, 80)):
+            rows = None if on_device else model.embeddings[[token]].cpu()
+            logits, _ = decode.step(ints([token]), ints([at]), scattered_tables(1), rows)
+        results.append(logits.clone())
+    assert torch.equal(results[0], results[1])
+
+
+def test_nothing_is_allocated_after_the_capture(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of any batch work in the buffers that were there: torch's ways to make a tensor are shut off."""
+    pages = make_pages(4, model.weights.norm.dtype, True)
+    decode = graph.DecodeGraph(model.weights, pages, MAX_PAGES, batches=(2, 4), capture=capture())
+    places = {name: value.data_ptr() for name, value in vars(decode.buffers).items() if isinstance(value, Tensor)}
+    inputs = [(ints([1] * n), ints([0] * n), scattered_tables(4)[:n]) for n in (1, 2, 3, 4)]
+
+    def refuse(*args: object, **options: object) -> Tensor:
+        raise AssertionError("a step allocates")
+
+    results = []
+    with monkeypatch.context() as patch:
+        for name in ("empty", "zeros", "full", "arange", "empty_like", "zeros_like", "tensor", "cat", "stack"):
+            patch.setattr(torch, name, refuse)
+        results = [decode.step(*each) for each in inputs]
+    assert all(logits.data_ptr() == places["logits"] for logits, _ in results)
+    assert all(chosen.data_ptr() == places["chosen"] for _, chosen in results)
+
+
+def test_the_capture_writes_no_page(model: Model) -> None:
+    """What is captured stands for no sequence: pages that others already use stay as they are."""
+    captured: list[Callable[[], None]] = []
+
+    def record(body: Callable[[], None]) -> Callable[[], None]:
+        captured.append(body)
+        return graph.direct(body)
+
+    pages = make_pages(2, model.weights.norm.dtype, False)
+    graph.DecodeGraph(model.weights, pages, MAX_PAGES, batches=(1, 2), capture=record)
+    assert len(captured) == 2
+    assert all(bool((layer.keys == 3).all()) and bool((layer.values == 3).all()) for layer in pages)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="no CUDA device: there are no graphs to compare")
+def test_graphs_change_nothing(model: Model) -> None:
+    results = []
+    for chosen in (graph.direct, graph.cuda_capture()):
+        pages = make_pages(1, model.weights.norm.dtype, False)
+        decode = graph.DecodeGraph(model.weights, pages, MAX_PAGES, batches=(1,), capture=chosen)
+        for at, token in enumerate((5, 80, 3)):
+            logits, _ = decode.step(ints([token]), ints([at]), scattered_tables(1))
+        results.append(logits.clone())
+    assert torch.equal(results[0], results[1])
