@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """SwiGLU's middle: SiLU(gate) * up (arXiv 2002.05202), from one product that holds both."""
 
 import torch

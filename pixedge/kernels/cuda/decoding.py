@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Attention of one query a sequence over keys and values in pages, split over the context.
 
 The queries that share a key head stand in one program, so each page is read once. A context is cut into
@@ -25,8 +25,8 @@ MAX_PARTS = 64
 class Parts:
     """Room for what the parts of a context found: one set serves all layers of a step.
 
-    sums: float32 [sequences, heads, parts, head_dim], values weighted by 2^(score - highest). highest, weights:
-    float32 [sequences, heads, parts], the highest score and the sum of the weights.
+    sums: float32 [sequences, heads, parts, head_dim], values weighted by 2^(score - highest). highest,
+    weights: float32 [sequences, heads, parts], the highest score and the sum of the weights.
     """
 
     sums: Tensor
@@ -183,9 +183,9 @@ def attend(
 ) -> Tensor:
     """Attend with q [sequences, heads, head_dim] over the first ``lengths`` tokens of each sequence's pages.
 
-    Each query sees all of them, so the step's own keys and values are written first and counted. tables: int32
-    [sequences, max_pages]. lengths: int32 [sequences], read on the device; 0 gives zeros. parts: scratch. Writes
-    out, shaped and typed like q. Query head h reads key head h // (heads / kv_heads).
+    Each query sees all of them, so the step's own keys and values are written first and counted. tables:
+    int32 [sequences, max_pages]. lengths: int32 [sequences], read on the device; 0 gives zeros. parts:
+    scratch. Writes out, shaped and typed like q. Query head h reads key head h // (heads / kv_heads).
     """
     tuning.check_device(q, pages.keys, tables, lengths, parts.sums, out)
     pages.check(q.dtype)

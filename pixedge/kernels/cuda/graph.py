@@ -23,7 +23,7 @@ def cuda_capture() -> Capture:
     pool = torch.cuda.graph_pool_handle()
 
     def capture(step: Callable[[], None]) -> Callable[[], None]:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             # Kernels are compiled and loaded at their first launch, which cannot be captured.
@@ -39,7 +39,7 @@ def cuda_capture() -> Capture:
 
 
 def direct(step: Callable[[], None]) -> Callable[[], None]:
-    """Stand in for a capture where there are no graphs: run the step once, as a capture would, and return it."""
+    """Stand in for a capture where there are no graphs: run the step once and return it."""
     step()
     return step
 
@@ -58,8 +58,8 @@ class DecodeGraph:
     ) -> None:
         """Allocate and capture; nothing is allocated after that.
 
-        pages: each layer's. max_pages: the most pages of a sequence. capture: None makes CUDA graphs. The buffers
-        stand for no sequence while the step is captured, so no page is written.
+        pages: each layer's. max_pages: the most pages of a sequence. capture: None makes CUDA graphs. The
+        buffers stand for no sequence while the step is captured, so no page is written.
         """
         assert list(batches) == sorted(set(batches)) and batches[0] >= 1, f"batches {batches}"
         self.batches = tuple(batches)
@@ -86,13 +86,15 @@ class DecodeGraph:
     ) -> tuple[Tensor, Tensor]:
         """Run one token of each sequence; return logits float32 [n, vocab] and the most likely ids int32 [n].
 
-        ids: int32 [n], on the CPU. positions: int32 [n], where each token stands. tables: int32 [n, pages], each
-        sequence's pages, enough for its position. rows: the tokens' embeddings [n, dim], where they are in host
-        memory. Both results are parts of fixed buffers that the next step overwrites; read what you need of them
-        before that, which also makes sure that the inputs have been copied.
+        ids: int32 [n], on the CPU. positions: int32 [n], where each token stands. tables: int32 [n, pages],
+        each sequence's pages, enough for its position. rows: the tokens' embeddings [n, dim], where they are
+        in host memory. Both results are parts of fixed buffers that the next step overwrites; read what you
+        need of them before that, which also makes sure that the inputs have been copied.
         """
         count, used = tables.shape
-        assert ids.shape == positions.shape == (count,) and 1 <= count <= self.batches[-1], f"{count} sequences"
+        assert ids.shape == positions.shape == (count,) and 1 <= count <= self.batches[-1], (
+            f"{count} sequences"
+        )
         assert used <= self._tables.shape[1], f"tables of {used} pages, room for {self._tables.shape[1]}"
         assert (rows is None) == (self._rows is None), "rows are given where embeddings are in host memory"
         batch = next(size for size in self.batches if size >= count)

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Products with 4-bit weights on the GPU: y = x @ (scale * (q - zero))^T, summed in float32.
 
 The weight is read once for up to 16 rows of x, in a layout made for that: blocks of 16 outputs by 128 inputs
@@ -36,9 +36,9 @@ DTYPES = (torch.float16, torch.bfloat16)
 class Int4Weight:
     """A weight [out, in] in blocks; made by ``pack``.
 
-    words: int32 [out / 16, in / 128, 16, 16], the last two being output and word. scales: float16
-    [out / 16, groups, 16]. zeros: float16 like scales, or None for 8 everywhere. Outputs and inputs beyond the
-    weight's own are filled with zeros of scale 0.
+    words: int32 [out / 16, in / 128, 16, 16], the last two being output and word. scales: float16 [out / 16,
+    groups, 16]. zeros: float16 like scales, or None for 8 everywhere. Outputs and inputs beyond the weight's
+    own are filled with zeros of scale 0.
     """
 
     words: Tensor
@@ -79,7 +79,7 @@ class Int4Weight:
 
     @property
     def kernel_group(self) -> int:
-        """The group size as the kernels use it: a single group of fewer inputs than a block counts as a block."""
+        """The group size as the kernels use it: a single group shorter than a block counts as a block."""
         return self.group_size if self.group_size in (32, 64) else max(BLOCK_IN, self.group_size)
 
     @property
@@ -89,7 +89,7 @@ class Int4Weight:
 
 
 def takes(quantized: QuantizedWeight) -> bool:
-    """Tell whether the layout can hold a weight: groups of 32, 64, or a multiple of 128 inputs, or one group."""
+    """Tell whether the layout holds a weight: groups of 32, 64, a multiple of 128 inputs, or one group."""
     group = quantized.group_size
     return group in (32, 64) or group % BLOCK_IN == 0 or group == quantized.in_features
 
@@ -145,13 +145,10 @@ def _pairs(words, plane: tl.constexpr, HALF: tl.constexpr):
 
     The nibble goes to the top of the mantissa of 16.0 (bits 6 to 9 in float16, 3 to 6 in bfloat16).
     """
-    shift: tl.constexpr = (3 if HALF == tl.bfloat16 else 6) - 4 * plane
-    mask: tl.constexpr = 0x00780078 if HALF == tl.bfloat16 else 0x03C003C0
-    sixteen: tl.constexpr = 0x41804180 if HALF == tl.bfloat16 else 0x4C004C00
-    if shift >= 0:
-        placed = words << shift
-    else:
-        placed = words >> -shift
+    shift: tl.constexpr = (3 if tl.bfloat16 == HALF else 6) - 4 * plane
+    mask: tl.constexpr = 0x00780078 if tl.bfloat16 == HALF else 0x03C003C0
+    sixteen: tl.constexpr = 0x41804180 if tl.bfloat16 == HALF else 0x4C004C00
+    placed = words << shift if shift >= 0 else words >> -shift
     placed = (placed & mask) | sixteen
     low = placed.to(tl.int16).to(HALF, bitcast=True)
     high = (placed >> 16).to(tl.int16).to(HALF, bitcast=True)
@@ -212,7 +209,7 @@ def _few_rows(
                 offset = _float16_pairs(tl.load(zeros + scale_at + group * 8)) + 16.0
             for plane in tl.static_range(chunk * PLANES, chunk * PLANES + PLANES):
                 low, high = _pairs(w, plane, HALF)
-                if DOT == tl.float32:  # the interpreter has no arithmetic in bfloat16
+                if tl.float32 == DOT:  # the interpreter has no arithmetic in bfloat16
                     low, high = low.to(tl.float32), high.to(tl.float32)
                 if ZEROS:
                     low -= offset.to(DOT)[:, None]
@@ -246,8 +243,8 @@ def few_rows(x: Tensor, weight: Int4Weight, out: Tensor | None = None, splits: i
     """Multiply x [rows, in], 1 to 16 rows of float16 or bfloat16, with the weight; read each weight once.
 
     Returns partial sums, float32 [splits, rows, out], which the next kernel adds up in order (``norm``,
-    ``activation``, ``rotary`` or ``add_partials`` do): the same sums at every run, without atomics. out: where
-    to put them. splits: how many; None asks ``splits_for``.
+    ``activation``, ``rotary`` or ``add_partials`` do): the same sums at every run, without atomics. out:
+    where to put them. splits: how many; None asks ``splits_for``.
     """
     rows = len(x)
     splits = splits_for(weight, rows) if splits is None else splits

@@ -1,7 +1,8 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """The output head on the GPU: signed bytes with one scale a row, for 1 to 16 rows of x.
 
-The layout is that of ``pixedge.kernels.int8.quantize_rows``: rows of bytes are read in whole lines as they are.
+The layout is that of ``pixedge.kernels.int8.quantize_rows``: rows of bytes are read in whole lines as they
+are.
 """
 
 import torch
@@ -61,8 +62,8 @@ def _head(
 def head(x: Tensor, weight: Tensor, scales: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply x [rows, in], 1 to 16 rows of float16 or bfloat16, with weight int8 [out, in].
 
-    scales: bfloat16 [out]. Returns float32 logits [rows, out], in ``out`` where it is given. Bytes are exact in
-    either 16-bit type and the scale goes in behind the float32 sum, so nothing overflows.
+    scales: bfloat16 [out]. Returns float32 logits [rows, out], in ``out`` where it is given. Bytes are exact
+    in either 16-bit type and the scale goes in behind the float32 sum, so nothing overflows.
     """
     rows, (outputs, inputs) = len(x), weight.shape
     if out is None:

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Adding a product to the residual stream, and RMSNorm of the sum, in one pass (arXiv 1910.07467)."""
 
 import torch
@@ -18,8 +18,8 @@ def add_norm_reference(
 ) -> tuple[Tensor, Tensor]:
     """Return residual + partials.sum(0), and x / rms(x) * weight of it, both [rows, n].
 
-    The sum is in residual's dtype; the norm is computed in float32 from the sum as it is stored, and rounded to
-    weight's dtype before it meets the weight, as ``decoder.RMSNorm`` does.
+    The sum is in residual's dtype; the norm is computed in float32 from the sum as it is stored, and rounded
+    to weight's dtype before it meets the weight, as ``decoder.RMSNorm`` does.
     """
     total = residual if partials is None else (residual.float() + partials.float().sum(0)).to(residual.dtype)
     x = total.float()
@@ -47,10 +47,10 @@ def _add_norm(
 
 
 def add_norm(residual: Tensor, partials: Tensor | None, weight: Tensor, eps: float, out: Tensor) -> Tensor:
-    """Add partials float32 [splits, rows, n] to residual [rows, n] in place; write its RMSNorm to out [rows, n].
+    """Add partials [splits, rows, n] to residual [rows, n] in place; write its RMSNorm to out [rows, n].
 
-    partials None leaves the residual as it is. weight [n] and out are of one 16-bit type; residual is of it too,
-    or float32.
+    partials None leaves the residual as it is. weight [n] and out are of one 16-bit type; residual is of it
+    too, or float32.
     """
     tuning.check_device(residual, partials, weight, out)
     rows, n = residual.shape

@@ -13,8 +13,8 @@ PAGE = 16
 class LayerPages:
     """One layer's pages: keys, values [pages, kv_heads, 16, head_dim], contiguous.
 
-    Of the activations' 16-bit type without scales, or int8 with float16 scales [pages, kv_heads, 16], one for a
-    token and head.
+    Of the activations' 16-bit type without scales, or int8 with float16 scales [pages, kv_heads, 16], one for
+    a token and head.
     """
 
     keys: Tensor

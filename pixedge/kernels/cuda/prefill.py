@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Causal attention of many queries a sequence over keys and values in pages.
 
 One program takes a block of a sequence's queries of one head and runs over the keys that they may see with a
@@ -116,10 +116,10 @@ def attend_many(
 ) -> Tensor:
     """Attend with q [tokens, heads, head_dim], sequences side by side, over what each holds and itself.
 
-    tables: int32 [sequences, max_pages]. starts: int32 [sequences], tokens held before these; the new ones' keys
-    and values are written first. firsts: int32 [sequences + 1], where each sequence's tokens begin in q, and the
-    end of the last. longest: the most tokens of a sequence, which only sizes the launch. Writes out, shaped and
-    typed like q; token t of a sequence sees the tokens held and the new ones up to itself.
+    tables: int32 [sequences, max_pages]. starts: int32 [sequences], tokens held before these; the new ones'
+    keys and values are written first. firsts: int32 [sequences + 1], where each sequence's tokens begin in q,
+    and the end of the last. longest: the most tokens of a sequence, which only sizes the launch. Writes out,
+    shaped and typed like q; token t of a sequence sees the tokens held and the new ones up to itself.
     """
     tuning.check_device(q, pages.keys, tables, starts, firsts, out)
     pages.check(q.dtype)

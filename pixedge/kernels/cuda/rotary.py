@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """From the product of the query, key and value weights to rotated queries and a written cache, in one kernel.
 
 Rotary embedding in half-split form (arXiv 2104.09864): dimension i of a head turns with i + head_dim / 2.
@@ -147,13 +147,14 @@ def rotate_and_write(
     pages: LayerPages,
     queries: Tensor,
 ) -> Tensor:
-    """Rotate queries and keys, store keys and values in their pages, and write queries [tokens, heads, head_dim].
+    """Rotate queries and keys, store keys and values in their pages, and write the queries.
 
-    qkv: [splits, tokens, (heads + 2 kv_heads) * head_dim], float32 sums or of queries' dtype: all queries, then
-    all keys, then all values. cos, sin: float32 [tokens, head_dim / 2]. positions: int32 [tokens], where each
-    token stands in its sequence; below 0 it is not stored. sequences: int32 [tokens], each token's row of tables.
-    tables: int32 [sequences, max_pages]. Keys and values are rounded to queries' dtype, and 8-bit pages then get
-    round(x / scale) with scale = max|x| / 127 rounded to float16.
+    qkv: [splits, tokens, (heads + 2 kv_heads) * head_dim], float32 sums or of queries' dtype: all queries,
+    then all keys, then all values. cos, sin: float32 [tokens, head_dim / 2]. positions: int32 [tokens], where
+    each token stands in its sequence; below 0 it is not stored. sequences: int32 [tokens], each token's row
+    of tables. tables: int32 [sequences, max_pages]. queries: [tokens, heads, head_dim]. Keys and values are
+    rounded to queries' dtype, and 8-bit pages then get round(x / scale) with scale = max|x| / 127 rounded to
+    float16.
     """
     tuning.check_device(qkv, cos, sin, positions, sequences, tables, pages.keys, pages.key_scales, queries)
     pages.check(queries.dtype)

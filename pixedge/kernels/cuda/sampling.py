@@ -1,10 +1,10 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Choosing tokens on the device: the most likely one, or a draw from one uniform number a row.
 
-The order is that of ``pixedge.sampling``: temperature, min-p, top-k, top-p, then the draw, among candidates in
-order of likelihood where top-k or top-p is on, and in order of ids where neither is. Sums are in float32 here
-and in float64 there: with the same number the same token comes out, unless the number lies within about 1e-6
-of the border between two tokens. Penalties and log-probabilities are not computed here.
+The order is that of ``pixedge.sampling``: temperature, min-p, top-k, top-p, then the draw, among candidates
+in order of likelihood where top-k or top-p is on, and in order of ids where neither is. Sums are in float32
+here and in float64 there: with the same number the same token comes out, unless the number lies within about
+1e-6 of the border between two tokens. Penalties and log-probabilities are not computed here.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ NOT_FINITE = -1
 class Draws:
     """How each row is drawn; all tensors [rows], on the device.
 
-    temperatures: float32, above 0. top_k: int32, 0 keeps all. top_p, min_p: float32, 1 and 0 keep all. uniforms:
-    float32 in [0, 1), one number for each row.
+    temperatures: float32, above 0. top_k: int32, 0 keeps all. top_p, min_p: float32, 1 and 0 keep all.
+    uniforms: float32 in [0, 1), one number for each row.
     """
 
     temperatures: Tensor
@@ -64,8 +64,8 @@ def draw_reference(logits: Tensor, draws: Draws) -> Tensor:
         if top_k or top_p < 1.0:
             order = torch.sort(row, descending=True, stable=True).indices[: top_k or len(row)]
             reached = weights[order].cumsum(0)
-            kept = torch.nonzero(reached >= top_p * reached[-1])[:, 0] if top_p < 1.0 else []
-            order = order[: int(kept[0]) + 1] if len(kept) else order
+            if top_p < 1.0:
+                order = order[: int(torch.nonzero(reached >= top_p * reached[-1])[0, 0]) + 1]
         cumulative = weights[order].cumsum(0)
         wanted = (cumulative > float(draws.uniforms[index]) * cumulative[-1]) | (cumulative >= cumulative[-1])
         ids.append(int(order[torch.nonzero(wanted)[0, 0]]))
@@ -103,7 +103,9 @@ class Room:
     def allocate(cls, rows: int, vocab: int, device: torch.device) -> "Room":
         """Make room for rows of ``vocab`` logits."""
         shape = (rows, -(-vocab // CHUNK))
-        return cls(*(torch.empty(shape, dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)))
+        return cls(
+            *(torch.empty(shape, dtype=dtype, device=device) for dtype in (torch.float32, torch.int32))
+        )
 
 
 def greedy(logits: Tensor, room: Room, out: Tensor) -> Tensor:
@@ -163,8 +165,7 @@ def _draw(
         by_likelihood = (wanted_k > 0) | (wanted_p < 1.0)
         values = logits + start_of_row
         if ORDERED:
-            if by_likelihood:
-                values = ordered + start_of_row
+            values = tl.where(by_likelihood, ordered, logits) + start_of_row
         kept = tl.where(wanted_k > 0, tl.minimum(wanted_k, vocab), vocab)
 
         total = 0.0
@@ -197,8 +198,8 @@ def _draw(
             start += CHUNK
         chosen = index
         if ORDERED:
-            if by_likelihood:
-                chosen = tl.load(order + start_of_row + index).to(tl.int32)
+            likely = tl.load(order + start_of_row + index).to(tl.int32)
+            chosen = tl.where(by_likelihood, likely, index)
     tl.store(out + row, chosen)
 
 

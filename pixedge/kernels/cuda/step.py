@@ -1,8 +1,8 @@
 """One decoding step of the whole decoder: one token of each of up to 16 sequences, from ids to chosen ids.
 
-Everything a step reads and writes lies in buffers that are made once, so that the step can be captured as a CUDA
-graph and replayed. What one kernel leaves as partial sums the next one adds up on its way: a layer is nine kernels
-and no more.
+Everything a step reads and writes lies in buffers that are made once, so that the step can be captured as a
+CUDA graph and replayed. What one kernel leaves as partial sums the next one adds up on its way: a layer is
+nine kernels and no more.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ class LayerWeights:
 class StepWeights:
     """A decoder's weights and the numbers that go with them.
 
-    embeddings: [vocab, dim] on the device, or None where they are in host memory and the caller writes their rows
-    to ``StepBuffers.residual``. norm: [dim]. head: int8 [vocab, dim], head_scales: bfloat16 [vocab]. Norms and
-    embeddings are of the activations' type, float16 or bfloat16.
+    embeddings: [vocab, dim] on the device, or None where they are in host memory and the caller writes their
+    rows to ``StepBuffers.residual``. norm: [dim]. head: int8 [vocab, dim], head_scales: bfloat16 [vocab].
+    Norms and embeddings are of the activations' type, float16 or bfloat16.
     """
 
     layers: tuple[LayerWeights, ...]
@@ -69,9 +69,9 @@ class StepWeights:
 class StepBuffers:
     """What a step of up to ``rows`` sequences reads and writes.
 
-    ids, positions: int32 [rows]; position -1 stands for no sequence. tables: int32 [rows, max_pages]. residual:
-    float32 [rows, dim]. logits: float32 [rows, vocab]. chosen: int32 [rows], the most likely ids. The rest is
-    scratch; partials is flat and serves every product in turn.
+    ids, positions: int32 [rows]; position -1 stands for no sequence. tables: int32 [rows, max_pages].
+    residual: float32 [rows, dim]. logits: float32 [rows, vocab]. chosen: int32 [rows], the most likely ids.
+    The rest is scratch; partials is flat and serves every product in turn.
     """
 
     ids: Tensor
@@ -137,7 +137,7 @@ class StepBuffers:
         )
 
     def first(self, weights: StepWeights, rows: int) -> Self:
-        """Return the part of these buffers that serves ``rows`` sequences, with scratch of its own for attention."""
+        """Return the part of these buffers for ``rows`` sequences, with scratch of its own for attention."""
         device = weights.norm.device
         parts = decoding.Parts.allocate(rows, weights.heads, weights.head_dim, weights.kv_heads, device)
         room = sampling.Room(self.room.best[:rows], self.room.ids[:rows])

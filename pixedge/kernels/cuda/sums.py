@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Adding up the partial sums of a split product, where no other kernel does it on the way."""
 
 import torch
@@ -12,14 +12,14 @@ COLUMNS = 1024
 
 
 def add_partials_reference(partials: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return partials [splits, rows, n] summed over splits, plus residual [rows, n], rounded once to dtype."""
+    """Return partials [splits, rows, n] summed over splits plus residual [rows, n], rounded once."""
     total = partials.float().sum(0)
     return (total if residual is None else total + residual.float()).to(dtype)
 
 
 @triton.jit
 def load_sum(partials, at, mask, stride, splits):
-    """Load partials[split * stride + at] and add them up over splits in order: float32, shaped like ``at``."""
+    """Add up partials[split * stride + at] over splits, in order: float32, shaped like ``at``."""
     total = tl.load(partials + at, mask=mask, other=0.0).to(tl.float32)
     for split in range(1, splits):
         total += tl.load(partials + split * stride + at, mask=mask, other=0.0).to(tl.float32)

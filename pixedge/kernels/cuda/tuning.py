@@ -80,7 +80,11 @@ INTERPRETED = Device(1, AMPERE)
 
 def device(of: torch.device) -> Device:
     """Return the facts of a CUDA device, or those of the interpreter for the CPU."""
-    return _cuda(of.index if of.index is not None else torch.cuda.current_device()) if of.type == "cuda" else INTERPRETED
+    return (
+        _cuda(of.index if of.index is not None else torch.cuda.current_device())
+        if of.type == "cuda"
+        else INTERPRETED
+    )
 
 
 @functools.cache

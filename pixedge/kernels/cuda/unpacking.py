@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Products of many rows with 4-bit weights: unpack the weight into a scratch buffer, then torch's product.
 
 From a few dozen rows on the arithmetic takes longer than reading the weight, so cuBLAS is worth the detour:

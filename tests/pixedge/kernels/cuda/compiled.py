@@ -81,7 +81,9 @@ class Compiler:
             file.write(compiled.asm["cubin"])
             file.flush()
             usage, code = (
-                subprocess.run([TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+                subprocess.run(
+                    [TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True
+                ).stdout
                 for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
             )
         found = re.search(r"REG:(\d+) STACK:(\d+)", usage)

@@ -1,4 +1,4 @@
-"""Without a GPU the kernels run in triton's interpreter, which must be asked for before triton is imported."""
+"""Without a GPU the kernels run in triton's interpreter, asked for before triton is imported."""
 
 import os
 from pathlib import Path

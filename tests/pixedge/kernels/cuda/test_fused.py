@@ -17,7 +17,7 @@ from pixedge.kernels.cuda.pages import PAGE, LayerPages
 DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
 DTYPES = (torch.float16, torch.bfloat16)
 UNIT = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-"""The distance of neighbouring numbers, relative: the interpreter cuts bfloat16 off instead of rounding it."""
+"""The distance of neighbouring numbers, relative: the interpreter cuts bfloat16 off."""
 
 
 def draw(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

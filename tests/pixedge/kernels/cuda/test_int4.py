@@ -22,7 +22,9 @@ def random_weight(outputs: int, inputs: int, group: int, zeros: bool, seed: int)
     g = torch.Generator().manual_seed(seed)
     shape = (outputs, inputs // group)
     q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, generator=g)
-    scales = (1 + torch.rand(shape, generator=g)).half().float() * 2.0 ** torch.randint(-9, -3, shape, generator=g)
+    scales = (1 + torch.rand(shape, generator=g)).half().float() * 2.0 ** torch.randint(
+        -9, -3, shape, generator=g
+    )
     zero_points = torch.randint(0, 17, shape, dtype=torch.uint8, generator=g) if zeros else None
     return QuantizedWeight(q, scales, group, zero_points)
 
@@ -49,7 +51,9 @@ GRIDS = st.one_of(
 
 
 @settings(max_examples=15)
-@given(st.integers(1, 140), GRIDS, st.booleans(), st.integers(1, 16), st.sampled_from(DTYPES), st.integers(1, 4))
+@given(
+    st.integers(1, 140), GRIDS, st.booleans(), st.integers(1, 16), st.sampled_from(DTYPES), st.integers(1, 4)
+)
 @example(96, (128, 640), False, 16, torch.bfloat16, 3)
 @example(5, (40, 40), False, 1, torch.float16, 1)
 @example(17, (32, 96), True, 9, torch.float16, 1)

@@ -15,7 +15,12 @@ DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 200), st.integers(1, 300), st.integers(1, 16), st.sampled_from((torch.float16, torch.bfloat16)))
+@given(
+    st.integers(1, 200),
+    st.integers(1, 300),
+    st.integers(1, 16),
+    st.sampled_from((torch.float16, torch.bfloat16)),
+)
 @example(64, 256, 1, torch.bfloat16)
 @example(65, 129, 9, torch.float16)
 def test_head(outputs: int, inputs: int, rows: int, dtype: torch.dtype) -> None:
@@ -34,4 +39,6 @@ def test_sums_of_bytes_do_not_overflow() -> None:
     weight = torch.full((3, 300), 127, dtype=torch.int8, device=DEVICE)
     scales = torch.full((3,), 2.0**-14, dtype=torch.bfloat16, device=DEVICE)
     x = torch.full((1, 300), 127.0, dtype=torch.float16, device=DEVICE)
-    assert torch.equal(int8.head(x, weight, scales), torch.full((1, 3), 127 * 127 * 300 * 2.0**-14, device=DEVICE))
+    assert torch.equal(
+        int8.head(x, weight, scales), torch.full((1, 3), 127 * 127 * 300 * 2.0**-14, device=DEVICE)
+    )

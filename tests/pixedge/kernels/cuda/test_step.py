@@ -105,7 +105,9 @@ def make_model(dtype: torch.dtype, *, on_device: bool) -> Model:
 
 def make_pages(sequences: int, dtype: torch.dtype, eight: bool) -> list[LayerPages]:
     shape = (CONFIG.n_layers, sequences * MAX_PAGES, CONFIG.n_kv_heads, PAGE, CONFIG.head_dim)
-    keys, values = (torch.full(shape, 3, dtype=torch.int8 if eight else dtype, device=DEVICE) for _ in range(2))
+    keys, values = (
+        torch.full(shape, 3, dtype=torch.int8 if eight else dtype, device=DEVICE) for _ in range(2)
+    )
     if not eight:
         return [LayerPages(k, v) for k, v in zip(keys, values, strict=True)]
     scales = [torch.full(shape[:-1], 3, dtype=torch.float16, device=DEVICE) for _ in range(2)]
@@ -163,7 +165,7 @@ def capture() -> graph.Capture:
 
 
 def tolerance(dtype: torch.dtype, eight: bool) -> float:
-    """Bound the logits' error, absolute, where they are of about 1: 16-bit activations, then the cache's 8 bits."""
+    """Bound the error of logits of about 1, absolute: 16-bit activations, then the cache's 8 bits."""
     return (0.02 if dtype == torch.float16 else 0.15) + (0.05 if eight else 0.0)
 
 
@@ -222,7 +224,9 @@ def test_nothing_is_allocated_after_the_capture(half: Model, monkeypatch: pytest
     """Steps of any batch work in the buffers that were there: torch's ways to make a tensor are shut off."""
     pages = make_pages(4, half.weights.norm.dtype, True)
     decode = graph.DecodeGraph(half.weights, pages, MAX_PAGES, batches=(2, 4), capture=capture())
-    places = {name: value.data_ptr() for name, value in vars(decode.buffers).items() if isinstance(value, Tensor)}
+    places = {
+        name: value.data_ptr() for name, value in vars(decode.buffers).items() if isinstance(value, Tensor)
+    }
     inputs = [(ints([1] * n), ints([0] * n), scattered_tables(4)[:n]) for n in (1, 3)]
 
     def refuse(*args: object, **options: object) -> Tensor:
@@ -230,7 +234,17 @@ def test_nothing_is_allocated_after_the_capture(half: Model, monkeypatch: pytest
 
     results = []
     with monkeypatch.context() as patch:
-        for name in ("empty", "zeros", "full", "arange", "empty_like", "zeros_like", "tensor", "cat", "stack"):
+        for name in (
+            "empty",
+            "zeros",
+            "full",
+            "arange",
+            "empty_like",
+            "zeros_like",
+            "tensor",
+            "cat",
+            "stack",
+        ):
             patch.setattr(torch, name, refuse)
         results = [decode.step(*each) for each in inputs]
     assert all(logits.data_ptr() == places["logits"] for logits, _ in results)
