@@ -49,8 +49,8 @@ def _add_norm(
 def add_norm(residual: Tensor, partials: Tensor | None, weight: Tensor, eps: float, out: Tensor) -> Tensor:
     """Add partials [splits, rows, n] to residual [rows, n] in place; write its RMSNorm to out [rows, n].
 
-    partials None leaves the residual as it is. weight [n] and out are of one 16-bit type; residual is of it
-    too, or float32.
+    partials are float32, or of out's dtype; None leaves the residual as it is. weight [n] and out are of one
+    16-bit type; residual is of it too, or float32.
     """
     tuning.check_device(residual, partials, weight, out)
     rows, n = residual.shape
@@ -60,7 +60,7 @@ def add_norm(residual: Tensor, partials: Tensor | None, weight: Tensor, eps: flo
     splits = 0
     if partials is not None:
         splits = len(partials)
-        assert partials.dtype == torch.float32 and partials.is_contiguous()
+        assert partials.dtype in (torch.float32, out.dtype) and partials.is_contiguous()
         assert partials.shape == (splits, rows, n), f"partials are {tuple(partials.shape)}"
     columns = triton.next_power_of_2(n)
     _add_norm[(rows,)](

@@ -14,7 +14,7 @@ from pixedge.packing import QuantizedWeight, dequantize
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-from pixedge.kernels.cuda import graph, int4, step, tuning
+from pixedge.kernels.cuda import chunk, graph, int4, int8, step, tuning
 from pixedge.kernels.cuda.pages import PAGE, LayerPages
 
 DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
@@ -204,6 +204,39 @@ def test_a_batch_is_its_sequences_alone(half: Model) -> None:
                 rows |= {row: logits[index].clone() for index, row in enumerate(part)}
         found.append(torch.stack([rows[0], rows[1]]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4 if DEVICE.type == "cpu" else 5e-2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eight", "sliced"),
+    [(torch.float16, True, 0), (torch.bfloat16, False, 96)],
+    ids=["unpacked weights, 8-bit pages", "16 rows at a time, 16-bit pages"],
+)
+def test_chunks_and_steps_go_on_from_each_other(
+    dtype: torch.dtype, eight: bool, sliced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prompts side by side in two chunks, then a step: each as if it were alone and in one piece."""
+    monkeypatch.setattr(chunk, "SLICED", sliced)
+    model = make_model(dtype, on_device=True)
+    weights = model.weights
+    pages, tables = make_pages(2, dtype, eight), scattered_tables(2)
+    g = torch.Generator().manual_seed(2)
+    texts = [torch.randint(0, CONFIG.vocab_size, (n,), generator=g).tolist() for n in (30, 9)]
+    buffers = chunk.ChunkBuffers.allocate(weights, 24)
+    for starts, counts in (([0, 0], [15, 5]), ([15, 5], [14, 3])):
+        layout = chunk.ChunkLayout.lay_out(tables, ints(starts), ints(counts), DEVICE)
+        ids = [text[start : start + count] for text, start, count in zip(texts, starts, counts, strict=True)]
+        x = model.embeddings[torch.tensor([*ids[0], *ids[1]], device=DEVICE)]
+        hidden = chunk.run_chunk(weights, pages, buffers, x, layout)
+        ends = torch.tensor(counts, device=DEVICE).cumsum(0) - 1
+        logits = int8.head(hidden[ends], weights.head, weights.head_scales)
+        for row, (text, start, count) in enumerate(zip(texts, starts, counts, strict=True)):
+            expected = expected_logits(model, text[: start + count])
+            assert float((logits[row] - expected).abs().max()) < tolerance(dtype, eight)
+    decode = graph.DecodeGraph(weights, pages, MAX_PAGES, batches=(2,), capture=capture())
+    logits, _ = decode.step(ints([texts[0][29], texts[1][8]]), ints([29, 8]), tables)
+    for row, text in enumerate(texts):
+        expected = expected_logits(model, text)
+        assert float((logits[row] - expected).abs().max()) < tolerance(dtype, eight)
 
 
 def test_embeddings_in_host_memory_change_nothing() -> None:
