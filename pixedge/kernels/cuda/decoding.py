@@ -144,7 +144,7 @@ def _attend_part(
             total = tl.dot(p.to(DOT), v, total * shrink[:, None])
         most = new
     found = (sequence * kv_heads * groups + head) * parts + part
-    tl.store(sums + found[:, None] * head_dim + dim[None, :], total, mask=wanted)
+    tl.store(sums + found[:, None] * head_dim + dim[None, :], total, mask=wanted & (start < end))
     tl.store(highest + found, most, mask=group < groups)
     tl.store(weights + found, weight, mask=group < groups)
 
@@ -161,19 +161,23 @@ def _combine(
     head_dim,
     HALF: tl.constexpr,
     PARTS: tl.constexpr,
+    KEYS: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """Weigh the parts of one head of one sequence."""
+    """Weigh the parts of one head of one sequence; of those behind its end there are no sums."""
     sequence, head = tl.program_id(0), tl.program_id(1)
     part, dim = tl.arange(0, PARTS), tl.arange(0, DIM)
     row = sequence * heads + head
-    empty = tl.load(lengths + sequence) == 0
+    length = tl.load(lengths + sequence)
+    tiles_a_part = ((length + KEYS - 1) // KEYS + parts - 1) // parts
+    begun = part * tiles_a_part * KEYS < length
+    empty = length == 0
     most = tl.load(highest + row * parts + part)
     top = tl.max(most, axis=0)
     share = tl.exp2(most - tl.where(empty, 0.0, top))
     weight = tl.sum(share * tl.load(weights + row * parts + part), axis=0)
     at = (row * parts + part)[:, None] * head_dim + dim[None, :]
-    total = tl.load(sums + at, mask=(dim < head_dim)[None, :], other=0.0)
+    total = tl.load(sums + at, mask=begun[:, None] & (dim < head_dim)[None, :], other=0.0)
     total = tl.sum(total * share[:, None], axis=0) / tl.where(empty, 1.0, weight)
     tl.store(out + row * head_dim + dim, total.to(HALF), mask=dim < head_dim)
 
@@ -237,6 +241,7 @@ def attend(
         head_dim,
         HALF=half,
         PARTS=count,
+        KEYS=shape.keys,
         DIM=dim,
         num_warps=4,
     )

@@ -101,10 +101,12 @@ class DecodeGraph:
         staged, buffers = self._inputs, self.buffers
         staged[0, :count], staged[1, :count] = ids, positions
         staged[0, count:batch], staged[1, count:batch] = 0, -1
-        self._tables[:count, :used] = tables
         buffers.ids[:batch].copy_(staged[0, :batch], non_blocking=True)
         buffers.positions[:batch].copy_(staged[1, :batch], non_blocking=True)
-        buffers.tables[:count, :used].copy_(self._tables[:count, :used], non_blocking=True)
+        if not torch.equal(self._tables[:count, :used], tables):
+            # Whole rows, which are one copy without a temporary; a sequence's pages change every 16th token.
+            self._tables[:count, :used] = tables
+            buffers.tables[:count].copy_(self._tables[:count], non_blocking=True)
         if rows is not None and self._rows is not None:
             self._rows[:count] = rows
             buffers.embedded[:count].copy_(self._rows[:count], non_blocking=True)
