@@ -37,13 +37,15 @@ class Int4Weight:
     """A weight [out, in] in blocks; made by ``pack``.
 
     words: int32 [out / 16, in / 128, 16, 16], the last two being output and word. scales: float16 [out / 16,
-    groups, 16]. zeros: float16 like scales, or None for 8 everywhere. Outputs and inputs beyond the weight's
-    own are filled with zeros of scale 0.
+    groups, 16]. zeros: float16 like scales, or None for 8 everywhere. order: int32 [in], the input that each
+    column multiplies, or None where they are in order. Outputs and inputs beyond the weight's own are filled
+    with zeros of scale 0.
     """
 
     words: Tensor
     scales: Tensor
     zeros: Tensor | None
+    order: Tensor | None
     out_features: int
     in_features: int
     group_size: int
@@ -75,7 +77,8 @@ class Int4Weight:
 
         scales = blocked(quantized.scales)
         zeros = None if quantized.zeros is None else blocked(quantized.zeros)
-        return cls(words, scales, zeros, out_features, in_features, group)
+        order = None if quantized.order is None else quantized.order.to(device, torch.int32)
+        return cls(words, scales, zeros, order, out_features, in_features, group)
 
     @property
     def kernel_group(self) -> int:
@@ -130,8 +133,10 @@ def unpack_reference(weight: Int4Weight, dtype: torch.dtype) -> Tensor:
         return values.transpose(1, 2).flatten(0, 1).float()[:, group]  # [outs, in]
 
     zeros = ZERO_POINT if weight.zeros is None else spread(weight.zeros)
-    dense = (q - zeros) * spread(weight.scales)
-    return dense[: weight.out_features, : weight.in_features].to(dtype)
+    dense = ((q - zeros) * spread(weight.scales))[: weight.out_features, : weight.in_features].to(dtype)
+    if weight.order is None:
+        return dense
+    return torch.empty_like(dense).index_copy_(1, weight.order.long(), dense)
 
 
 def few_rows_reference(x: Tensor, weight: Int4Weight) -> Tensor:
@@ -169,6 +174,7 @@ def _few_rows(
     words,
     scales,
     zeros,
+    order,
     out,
     rows,
     outputs,
@@ -178,6 +184,7 @@ def _few_rows(
     blocks_a_split,
     GROUP: tl.constexpr,
     ZEROS: tl.constexpr,
+    ORDER: tl.constexpr,
     EVEN: tl.constexpr,
     HALF: tl.constexpr,
     DOT: tl.constexpr,
@@ -218,10 +225,13 @@ def _few_rows(
                     low -= 24.0
                     high -= 24.0
                 k = block * 128 + 32 * plane + plane_input
+                held = k < inputs
+                if ORDER:
+                    k = tl.load(order + k, mask=held, other=0)
                 if EVEN:
                     xs = tl.load(x + x_at[None, :] + k[:, None])
                 else:
-                    xs = tl.load(x + x_at[None, :] + k[:, None], mask=(k < inputs)[:, None], other=0.0)
+                    xs = tl.load(x + x_at[None, :] + k[:, None], mask=held[:, None], other=0.0)
                 pairs = tl.reshape(tl.join(low, high), (OUT, 32))
                 part = tl.dot(pairs, xs.to(DOT), part)
             scale = _float16_pairs(tl.load(scales + scale_at + group * 8))
@@ -264,6 +274,7 @@ def few_rows(x: Tensor, weight: Int4Weight, out: Tensor | None = None, splits: i
         weight.words,
         weight.scales.view(torch.int32),
         None if weight.zeros is None else weight.zeros.view(torch.int32),
+        weight.order,
         out,
         rows,
         weight.out_features,
@@ -273,6 +284,7 @@ def few_rows(x: Tensor, weight: Int4Weight, out: Tensor | None = None, splits: i
         -(-weight.blocks // splits),
         GROUP=weight.kernel_group,
         ZEROS=weight.zeros is not None,
+        ORDER=weight.order is not None,
         EVEN=weight.in_features % BLOCK_IN == 0,
         HALF=half,
         DOT=tl.float32 if tuning.interpreted() else half,

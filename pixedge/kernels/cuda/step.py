@@ -5,16 +5,18 @@ CUDA graph and replayed. What one kernel leaves as partial sums the next one add
 nine kernels and no more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from pixedge.config import DecoderConfig
 from pixedge.kernels.cuda import activation, decoding, int4, int8, norm, rotary, sampling
 from pixedge.kernels.cuda.int4 import Int4Weight
 from pixedge.kernels.cuda.pages import LayerPages
+from pixedge.packing import QuantizedWeight
 from pixedge.rope import frequencies
 
 
@@ -52,6 +54,50 @@ class StepWeights:
     head_dim: int
     eps: float
     rope_theta: float
+
+    @classmethod
+    def assemble(
+        cls,
+        config: DecoderConfig,
+        linear: Callable[[str], QuantizedWeight],
+        norm: Callable[[str], Tensor],
+        head: tuple[Tensor, Tensor],
+        embeddings: Tensor | None,
+    ) -> Self:
+        """Build a decoder's weights layer by layer, so that no more than one layer exists unpacked.
+
+        linear and norm give what a canonical name stands for ("layers.0.self_attn.q_proj", "norm"), norms on the
+        device and of the activations' type. head: int8 [vocab, dim] and bfloat16 [vocab], see ``int8``.
+        """
+        device = norm("norm").device
+
+        def packed(*names: str) -> Int4Weight:
+            return Int4Weight.pack(int4.stack([linear(name) for name in names]), device)
+
+        layers = []
+        for index in range(config.n_layers):
+            attention, mlp = f"layers.{index}.self_attn.", f"layers.{index}.mlp."
+            layers.append(
+                LayerWeights(
+                    norm(f"layers.{index}.input_layernorm"),
+                    packed(*(f"{attention}{name}_proj" for name in "qkv")),
+                    packed(f"{attention}o_proj"),
+                    norm(f"layers.{index}.post_attention_layernorm"),
+                    packed(f"{mlp}gate_proj", f"{mlp}up_proj"),
+                    packed(f"{mlp}down_proj"),
+                )
+            )
+        return cls(
+            tuple(layers),
+            embeddings,
+            norm("norm"),
+            *head,
+            config.n_heads,
+            config.n_kv_heads,
+            config.head_dim,
+            config.norm_eps,
+            config.rope_theta,
+        )
 
     @property
     def dim(self) -> int:

@@ -34,6 +34,7 @@ def _unpack(
     words,
     scales,
     zeros,
+    order,
     out,
     outputs,
     inputs,
@@ -41,6 +42,7 @@ def _unpack(
     groups,
     GROUP: tl.constexpr,
     ZEROS: tl.constexpr,
+    ORDER: tl.constexpr,
     HALF: tl.constexpr,
     OUT: tl.constexpr,
 ):
@@ -63,12 +65,18 @@ def _unpack(
         else:
             dense = (q - 24.0) * scale[:, None]
         k = block * 128 + 32 * plane + tl.arange(0, 32)
+        held = k < inputs
+        if ORDER:
+            k = tl.load(order + k, mask=held, other=0)
         at = output.to(tl.int64)[:, None] * inputs + k[None, :]
-        tl.store(out + at, dense.to(HALF), mask=(output < outputs)[:, None] & (k < inputs)[None, :])
+        tl.store(out + at, dense.to(HALF), mask=(output < outputs)[:, None] & held[None, :])
 
 
 def unpack(weight: Int4Weight, out: Tensor) -> Tensor:
-    """Unpack a weight into the front of ``out``, flat float16 or bfloat16; return that part as [out, in]."""
+    """Unpack a weight into the front of ``out``, flat float16 or bfloat16; return that part as [out, in].
+
+    Inputs come out in their natural order.
+    """
     outputs, inputs = weight.out_features, weight.in_features
     tuning.check_device(weight.words, out)
     assert out.dtype in DTYPES and out.ndim == 1 and out.is_contiguous(), f"out is {out.dtype} {out.ndim}-D"
@@ -77,6 +85,7 @@ def unpack(weight: Int4Weight, out: Tensor) -> Tensor:
         weight.words,
         weight.scales.view(torch.int32),
         None if weight.zeros is None else weight.zeros.view(torch.int32),
+        weight.order,
         out,
         outputs,
         inputs,
@@ -84,6 +93,7 @@ def unpack(weight: Int4Weight, out: Tensor) -> Tensor:
         weight.scales.shape[1],
         GROUP=weight.kernel_group,
         ZEROS=weight.zeros is not None,
+        ORDER=weight.order is not None,
         HALF=tl.float16 if out.dtype == torch.float16 else tl.bfloat16,
         OUT=OUTPUTS,
         num_warps=4,

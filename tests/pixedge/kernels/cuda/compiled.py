@@ -109,7 +109,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def weight(outputs: int, inputs: int, group: int, zeros: bool) -> int4.Int4Weight:
     words = meta(outputs // 16, inputs // 128, 16, 16, dtype=torch.int32)
     scales = meta(outputs // 16, inputs // group, 16, dtype=torch.float16)
-    return int4.Int4Weight(words, scales, scales if zeros else None, outputs, inputs, group)
+    return int4.Int4Weight(words, scales, scales if zeros else None, None, outputs, inputs, group)
 
 
 def pages(dtype: torch.dtype, eight: bool) -> LayerPages:

@@ -36,7 +36,7 @@ def random_tables(lengths: list[int], seed: int) -> tuple[Tensor, int]:
     return order.view(len(lengths), pages).to(DEVICE, torch.int32), pages * len(lengths)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     st.lists(st.integers(0, 200), min_size=1, max_size=3),
     st.sampled_from([(1, 1), (1, 4), (2, 3), (2, 1)]),

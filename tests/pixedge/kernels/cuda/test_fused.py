@@ -24,7 +24,7 @@ def draw(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) 
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     st.integers(1, 5),
     st.integers(1, 600),
@@ -51,7 +51,7 @@ def test_the_reference_is_the_decoders_norm() -> None:
     torch.testing.assert_close(norm.add_norm_reference(x, None, module.weight, 1e-5)[1], module(x))
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.integers(1, 5), st.integers(1, 1500), st.integers(1, 3), st.sampled_from(DTYPES))
 def test_silu_mul(rows: int, n: int, splits: int, dtype: torch.dtype) -> None:
     partials = 4 * draw((splits, rows, 2 * n), n)
@@ -76,7 +76,7 @@ def empty_pages(pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype, ei
     return LayerPages(*stored, *scales)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     st.integers(1, 3),
     st.integers(1, 3),

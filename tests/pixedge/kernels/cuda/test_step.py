@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixedge.config import DecoderConfig
-from pixedge.decoder import Decoder, WholeSequences
+from pixedge.decoder import Decoder, RMSNorm, WholeSequences
 from pixedge.kernels.int8 import quantize_rows
 from pixedge.packing import QuantizedWeight, dequantize
 
@@ -56,49 +56,32 @@ def make_model(dtype: torch.dtype, *, on_device: bool) -> Model:
     g = torch.Generator().manual_seed(0)
     decoder = Decoder(CONFIG).to(DEVICE)
 
-    def linear(name: str, group: int) -> QuantizedWeight:
+    def linear(name: str) -> QuantizedWeight:
         module = decoder.get_submodule(name)
         outputs, inputs = module.weight.shape  # type: ignore[misc, union-attr]
+        group = 48 if name.endswith("down_proj") else 32
         q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, generator=g)  # type: ignore[arg-type]
         scales = (0.5 + torch.rand(outputs, inputs // group, generator=g)) * 0.25 / inputs**0.5  # type: ignore[operator, arg-type]
         quantized = QuantizedWeight(q, scales.half().float(), group)
         module.weight.data = dequantize(quantized, torch.float32).to(DEVICE)  # type: ignore[union-attr]
         return quantized
 
-    def norm(name: str) -> Tensor:
-        weight = (1 + 0.1 * torch.randn(CONFIG.dim, generator=g)).to(DEVICE, dtype)
+    norms = {
+        name: (1 + 0.1 * torch.randn(CONFIG.dim, generator=g)).to(DEVICE, dtype)
+        for name, module in decoder.named_modules()
+        if isinstance(module, RMSNorm)
+    }
+    for name, weight in norms.items():
         decoder.get_submodule(name).weight.data = weight.float()  # type: ignore[union-attr]
-        return weight
-
-    layers = []
-    for index in range(CONFIG.n_layers):
-        at = f"layers.{index}."
-        qkv = int4.stack([linear(f"{at}self_attn.{name}_proj", 32) for name in "qkv"])
-        gate_up = int4.stack([linear(f"{at}mlp.{name}_proj", 32) for name in ("gate", "up")])
-        layers.append(
-            step.LayerWeights(
-                norm(at + "input_layernorm"),
-                int4.Int4Weight.pack(qkv, DEVICE),
-                int4.Int4Weight.pack(linear(at + "self_attn.o_proj", 32), DEVICE),
-                norm(at + "post_attention_layernorm"),
-                int4.Int4Weight.pack(gate_up, DEVICE),
-                int4.Int4Weight.pack(linear(at + "mlp.down_proj", 48), DEVICE),
-            )
-        )
     head, scales = quantize_rows(torch.randn(CONFIG.vocab_size, CONFIG.dim, generator=g) / 8)
     decoder.lm_head.weight.data = (head.float() * scales.float()[:, None]).to(DEVICE)
     embeddings = torch.randn(CONFIG.vocab_size, CONFIG.dim, generator=g).to(DEVICE, dtype)
-    weights = step.StepWeights(
-        tuple(layers),
+    weights = step.StepWeights.assemble(
+        CONFIG,
+        linear,
+        norms.__getitem__,
+        (head.to(DEVICE), scales.to(DEVICE)),
         embeddings if on_device else None,
-        norm("norm"),
-        head.to(DEVICE),
-        scales.to(DEVICE),
-        CONFIG.n_heads,
-        CONFIG.n_kv_heads,
-        CONFIG.head_dim,
-        CONFIG.norm_eps,
-        CONFIG.rope_theta,
     )
     return Model(weights, decoder, embeddings)
 
@@ -220,9 +203,9 @@ def test_chunks_and_steps_go_on_from_each_other(
     weights = model.weights
     pages, tables = make_pages(2, dtype, eight), scattered_tables(2)
     g = torch.Generator().manual_seed(2)
-    texts = [torch.randint(0, CONFIG.vocab_size, (n,), generator=g).tolist() for n in (30, 9)]
+    texts = [torch.randint(0, CONFIG.vocab_size, (n,), generator=g).tolist() for n in (19, 8)]
     buffers = chunk.ChunkBuffers.allocate(weights, 24)
-    for starts, counts in (([0, 0], [15, 5]), ([15, 5], [14, 3])):
+    for starts, counts in (([0, 0], [10, 5]), ([10, 5], [8, 2])):
         layout = chunk.ChunkLayout.lay_out(tables, ints(starts), ints(counts), DEVICE)
         ids = [text[start : start + count] for text, start, count in zip(texts, starts, counts, strict=True)]
         x = model.embeddings[torch.tensor([*ids[0], *ids[1]], device=DEVICE)]
@@ -233,7 +216,7 @@ def test_chunks_and_steps_go_on_from_each_other(
             expected = expected_logits(model, text[: start + count])
             assert float((logits[row] - expected).abs().max()) < tolerance(dtype, eight)
     decode = graph.DecodeGraph(weights, pages, MAX_PAGES, batches=(2,), capture=capture())
-    logits, _ = decode.step(ints([texts[0][29], texts[1][8]]), ints([29, 8]), tables)
+    logits, _ = decode.step(ints([texts[0][18], texts[1][7]]), ints([18, 7]), tables)
     for row, text in enumerate(texts):
         expected = expected_logits(model, text)
         assert float((logits[row] - expected).abs().max()) < tolerance(dtype, eight)
