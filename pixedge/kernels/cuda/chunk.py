@@ -94,11 +94,12 @@ class ChunkLayout:
         positions = torch.cat([torch.arange(start, start + count) for start, count in spans])
         sequences = torch.repeat_interleave(torch.arange(len(spans)), counts.long())
         firsts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.long().cumsum(0)])
-        on_device = (
-            each.to(device, torch.int32)
-            for each in (positions, sequences, tables.contiguous(), starts, firsts)
+        positions, sequences, firsts, tables, starts = (
+            each.contiguous().to(device, torch.int32)
+            for each in (positions, sequences, firsts, tables, starts)
         )
-        return cls(*on_device, longest=max(count for _, count in spans))
+        longest = max(count for _, count in spans)
+        return cls(positions, sequences, tables, starts, firsts, longest)
 
 
 def run_chunk(

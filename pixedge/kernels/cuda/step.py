@@ -66,8 +66,8 @@ class StepWeights:
     ) -> Self:
         """Build a decoder's weights layer by layer, so that no more than one layer exists unpacked.
 
-        linear and norm give what a canonical name stands for ("layers.0.self_attn.q_proj", "norm"), norms on the
-        device and of the activations' type. head: int8 [vocab, dim] and bfloat16 [vocab], see ``int8``.
+        linear and norm give what a canonical name stands for ("layers.0.self_attn.q_proj", "norm"), norms on
+        the device and of the activations' type. head: int8 [vocab, dim] and bfloat16 [vocab], see ``int8``.
         """
         device = norm("norm").device
 

@@ -14,7 +14,7 @@ from pixedge.packing import QuantizedWeight, dequantize
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-from pixedge.kernels.cuda import chunk, graph, int4, int8, step, tuning
+from pixedge.kernels.cuda import chunk, graph, int8, step, tuning
 from pixedge.kernels.cuda.pages import PAGE, LayerPages
 
 DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
