@@ -20,13 +20,13 @@ def silu_mul_reference(partials: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
-def _silu_mul(partials, out, splits, rows, n, COLUMNS: tl.constexpr):
+def _silu_mul(partials, out, rows, n, SPLITS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < n
     at = row * 2 * n + column
-    gate = load_sum(partials, at, inside, rows * 2 * n, splits)
-    up = load_sum(partials, at + n, inside, rows * 2 * n, splits)
+    gate = load_sum(partials, at, inside, rows * 2 * n, SPLITS)
+    up = load_sum(partials, at + n, inside, rows * 2 * n, SPLITS)
     # exp(-gate) may overflow to infinity, and gate / infinity is the 0 that it should be
     silu = gate / (1.0 + tl.exp(-gate))
     tl.store(out + row * n + column, (silu * up).to(out.dtype.element_ty), mask=inside)
@@ -43,6 +43,12 @@ def silu_mul(partials: Tensor, out: Tensor) -> Tensor:
     assert partials.is_contiguous() and out.is_contiguous()
     assert partials.dtype in (torch.float32, out.dtype), f"{partials.dtype} into {out.dtype}"
     _silu_mul[(rows, -(-n // COLUMNS))](
-        partials, out, len(partials), rows, n, COLUMNS=min(COLUMNS, triton.next_power_of_2(n)), num_warps=4
+        partials,
+        out,
+        rows,
+        n,
+        SPLITS=len(partials),
+        COLUMNS=min(COLUMNS, triton.next_power_of_2(n)),
+        num_warps=4,
     )
     return out

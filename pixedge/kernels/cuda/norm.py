@@ -28,15 +28,13 @@ def add_norm_reference(
 
 
 @triton.jit
-def _add_norm(
-    residual, partials, weight, out, splits, rows, n, eps, PARTIALS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _add_norm(residual, partials, weight, out, rows, n, eps, SPLITS: tl.constexpr, COLUMNS: tl.constexpr):
     column = tl.arange(0, COLUMNS)
     inside = column < n
     at = tl.program_id(0) * n + column
     x = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    if PARTIALS:
-        x += load_sum(partials, at, inside, rows * n, splits)
+    if SPLITS:
+        x += load_sum(partials, at, inside, rows * n, SPLITS)
         stored = x.to(residual.dtype.element_ty)
         tl.store(residual + at, stored, mask=inside)
         x = stored.to(tl.float32)
@@ -68,11 +66,10 @@ def add_norm(residual: Tensor, partials: Tensor | None, weight: Tensor, eps: flo
         partials,
         weight,
         out,
-        splits,
         rows,
         n,
         eps,
-        PARTIALS=partials is not None,
+        SPLITS=splits,
         COLUMNS=columns,
         num_warps=min(32, max(1, columns // 256)),
     )

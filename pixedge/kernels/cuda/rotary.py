@@ -93,12 +93,12 @@ def _rotate_and_write(
     key_scales,
     values,
     value_scales,
-    splits,
     tokens,
     heads,
     kv_heads,
     half,
     max_pages,
+    SPLITS: tl.constexpr,
     EIGHT: tl.constexpr,
     HALF: tl.constexpr,
     LANES: tl.constexpr,
@@ -108,8 +108,8 @@ def _rotate_and_write(
     inside = lane < half
     width = (heads + 2 * kv_heads) * 2 * half
     at = token * width + head * 2 * half + lane
-    first = load_sum(qkv, at, inside, tokens * width, splits)
-    second = load_sum(qkv, at + half, inside, tokens * width, splits)
+    first = load_sum(qkv, at, inside, tokens * width, SPLITS)
+    second = load_sum(qkv, at + half, inside, tokens * width, SPLITS)
     if head < heads + kv_heads:
         c = tl.load(cos + token * half + lane, mask=inside, other=0.0)
         s = tl.load(sin + token * half + lane, mask=inside, other=0.0)
@@ -180,12 +180,12 @@ def rotate_and_write(
         pages.key_scales,
         pages.values,
         pages.value_scales,
-        len(qkv),
         tokens,
         heads,
         pages.kv_heads,
         head_dim // 2,
         tables.shape[1],
+        SPLITS=len(qkv),
         EIGHT=pages.key_scales is not None,
         HALF=tl.float16 if queries.dtype == torch.float16 else tl.bfloat16,
         LANES=triton.next_power_of_2(head_dim // 2),

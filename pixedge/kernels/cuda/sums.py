@@ -18,19 +18,22 @@ def add_partials_reference(partials: Tensor, residual: Tensor | None, dtype: tor
 
 
 @triton.jit
-def load_sum(partials, at, mask, stride, splits):
+def load_sum(partials, at, mask, stride, SPLITS: tl.constexpr):
     """Add up partials[split * stride + at] over splits, in order: float32, shaped like ``at``."""
     total = tl.load(partials + at, mask=mask, other=0.0).to(tl.float32)
-    for split in range(1, splits):
+    # Unrolled, so that all loads are under way before the first sum waits for one.
+    for split in tl.static_range(1, SPLITS):
         total += tl.load(partials + split * stride + at, mask=mask, other=0.0).to(tl.float32)
     return total
 
 
 @triton.jit
-def _add_partials(partials, residual, out, splits, elements, RESIDUAL: tl.constexpr, COLUMNS: tl.constexpr):
+def _add_partials(
+    partials, residual, out, elements, SPLITS: tl.constexpr, RESIDUAL: tl.constexpr, COLUMNS: tl.constexpr
+):
     at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = at < elements
-    total = load_sum(partials, at, inside, elements, splits)
+    total = load_sum(partials, at, inside, elements, SPLITS)
     if RESIDUAL:
         total += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
@@ -46,8 +49,8 @@ def add_partials(partials: Tensor, residual: Tensor | None, out: Tensor) -> Tens
         partials,
         residual,
         out,
-        len(partials),
         out.numel(),
+        SPLITS=len(partials),
         RESIDUAL=residual is not None,
         COLUMNS=COLUMNS,
         num_warps=4,
