@@ -40,8 +40,9 @@ class Parts:
         """Make room for ``parts`` parts, or for as many as keep the device busy at this batch size."""
         if not parts:
             facts = tuning.device(device)
-            wanted = facts.multiprocessors * facts.shapes.decoding.programs
-            parts = max(1, min(MAX_PARTS, triton.next_power_of_2(-(-wanted // (sequences * kv_heads)))))
+            launch = facts.shapes.decoding
+            wanted = -(-facts.multiprocessors * launch.programs // (sequences * kv_heads))
+            parts = min(MAX_PARTS, max(launch.parts, triton.next_power_of_2(wanted)))
         assert parts == triton.next_power_of_2(parts), f"{parts} parts are not a power of two"
         shape = (sequences, heads, parts)
         sums = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)

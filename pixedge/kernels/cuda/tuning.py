@@ -4,7 +4,7 @@ What a shape does to speed is a matter of the architecture; to results it does n
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -27,12 +27,18 @@ class Matmul:
 
 @dataclass(frozen=True)
 class Attention:
-    """How attention over pages is cut up; keys: keys a program takes at a time, a multiple of 16."""
+    """How attention over pages is cut up.
+
+    keys: keys a program takes at a time, a multiple of 16. programs: programs wanted for each multiprocessor.
+    parts: the fewest parts of a context while decoding, so that one long context in a large batch is spread
+    too.
+    """
 
     keys: int
     warps: int
     stages: int
     programs: int = 2
+    parts: int = 8
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,8 @@ class Device:
     shapes: Architecture
 
 
-INTERPRETED = Device(1, AMPERE)
-"""Stands in for a GPU where the interpreter runs the kernels on CPU tensors."""
+INTERPRETED = Device(1, replace(AMPERE, decoding=replace(AMPERE.decoding, parts=1)))
+"""Stands in for a GPU where the interpreter runs the kernels on CPU tensors, one program after the other."""
 
 
 def device(of: torch.device) -> Device:

@@ -91,3 +91,12 @@ def test_every_kernel_compiles_and_keeps_to_its_registers(capability: int) -> No
         assert record["shared"] <= (227 if capability == 90 else 99) * 1024, record
         if record["kernel"] in ("_few_rows", "_head", "_attend_part", "_attend_block"):
             assert record["matrix_instructions"] > 0 and record["wide_loads"] > 0, record
+
+
+@pytest.mark.slow
+def test_the_timings_run() -> None:
+    """On tiny shapes: what a GPU's first hour runs must not fail there for the first time."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    out = run_python("-W", "ignore", str(HERE / "timed.py"), "--tiny")
+    kernels = {json.loads(line).get("kernel") for line in out.splitlines()}
+    assert {"few_rows", "unpack", "head", "draw", "attend", "add_norm", "rotate_and_write"} <= kernels
