@@ -30,8 +30,7 @@ class Attention:
     """How attention over pages is cut up.
 
     keys: keys a program takes at a time, a multiple of 16. programs: programs wanted for each multiprocessor.
-    parts: the fewest parts of a context while decoding, so that one long context in a large batch is spread
-    too.
+    parts: the fewest parts of a context while decoding, so that one long context among many is spread too.
     """
 
     keys: int
@@ -55,21 +54,29 @@ class Architecture:
 AMPERE = Architecture(
     int4=Matmul(outputs=64, warps=4, stages=4),
     int4_wide=Matmul(outputs=64, warps=4, stages=4),
-    int8=Matmul(outputs=64, warps=4, stages=3, splits=4),
+    int8=Matmul(outputs=64, warps=4, stages=3),
     decoding=Attention(keys=64, warps=4, stages=2),
     prefill=Attention(keys=32, warps=4, stages=2),
 )
-"""Compute capability 8.x with 100 KB of shared memory a multiprocessor: GeForce RTX 30 and 40."""
+"""Compute capability 8.x with 100 KB of shared memory a multiprocessor: GeForce RTX 30 and 40, and their like."""
 
 HOPPER = Architecture(
     int4=Matmul(outputs=128, warps=4, stages=5),
     int4_wide=Matmul(outputs=128, warps=4, stages=4),
-    int8=Matmul(outputs=64, warps=4, stages=4, splits=4),
+    int8=Matmul(outputs=64, warps=4, stages=4),
     decoding=Attention(keys=64, warps=4, stages=3),
     prefill=Attention(keys=32, warps=4, stages=3),
 )
 
-ARCHITECTURES = {(8, 0): AMPERE, (8, 6): AMPERE, (8, 9): AMPERE, (9, 0): HOPPER}
+ARCHITECTURES = {
+    (8, 0): AMPERE,
+    (8, 6): AMPERE,
+    (8, 9): AMPERE,
+    (9, 0): HOPPER,
+    (10, 0): HOPPER,
+    (12, 0): AMPERE,
+}
+"""By compute capability; others get AMPERE's, which fit into the shared memory of all of them."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +93,15 @@ INTERPRETED = Device(1, replace(AMPERE, decoding=replace(AMPERE.decoding, parts=
 
 def device(of: torch.device) -> Device:
     """Return the facts of a CUDA device, or those of the interpreter for the CPU."""
-    return (
-        _cuda(of.index if of.index is not None else torch.cuda.current_device())
-        if of.type == "cuda"
-        else INTERPRETED
-    )
+    if of.type != "cuda":
+        return INTERPRETED
+    return _cuda(torch.cuda.current_device() if of.index is None else of.index)
 
 
 @functools.cache
 def _cuda(index: int) -> Device:
     facts = torch.cuda.get_device_properties(index)
-    newest = HOPPER if facts.major >= 9 else AMPERE
-    return Device(facts.multi_processor_count, ARCHITECTURES.get((facts.major, facts.minor), newest))
+    return Device(facts.multi_processor_count, ARCHITECTURES.get((facts.major, facts.minor), AMPERE))
 
 
 def interpreted() -> bool:
