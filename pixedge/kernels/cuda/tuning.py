@@ -58,7 +58,7 @@ AMPERE = Architecture(
     decoding=Attention(keys=64, warps=4, stages=2),
     prefill=Attention(keys=32, warps=4, stages=2),
 )
-"""Compute capability 8.x with 100 KB of shared memory a multiprocessor: GeForce RTX 30 and 40, and their like."""
+"""100 KB of shared memory a multiprocessor, 99 KB of it for one block: GeForce RTX 30, 40 and 50."""
 
 HOPPER = Architecture(
     int4=Matmul(outputs=128, warps=4, stages=5),
