@@ -1,0 +1,117 @@
+"""Launch shapes by GPU architecture: a table, so that nothing is searched for at a start.
+
+What a shape does to speed is a matter of the architecture; to results it does nothing but reorder sums.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """How a product of few rows is cut up.
+
+    outputs: output features a program computes; a power of two, 16 to 128. programs: programs wanted for each
+    multiprocessor before the inputs stop being split. splits: the most parts that the inputs are split into.
+    """
+
+    outputs: int
+    warps: int
+    stages: int
+    programs: int = 4
+    splits: int = 16
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How attention over pages is cut up.
+
+    keys: keys a program takes at a time, a multiple of 16. programs: programs wanted for each multiprocessor.
+    parts: the fewest parts of a context while decoding, so that one long context among many is spread too.
+    """
+
+    keys: int
+    warps: int
+    stages: int
+    programs: int = 2
+    parts: int = 8
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The launch shapes of one GPU generation; ``_wide`` is for 9 to 16 rows."""
+
+    int4: Matmul
+    int4_wide: Matmul
+    int8: Matmul
+    decoding: Attention
+    prefill: Attention
+
+
+AMPERE = Architecture(
+    int4=Matmul(outputs=64, warps=4, stages=4),
+    int4_wide=Matmul(outputs=64, warps=4, stages=4),
+    int8=Matmul(outputs=64, warps=4, stages=3),
+    decoding=Attention(keys=64, warps=4, stages=2),
+    prefill=Attention(keys=32, warps=4, stages=2),
+)
+"""100 KB of shared memory a multiprocessor, 99 KB of it for one block: GeForce RTX 30, 40 and 50."""
+
+HOPPER = Architecture(
+    int4=Matmul(outputs=128, warps=4, stages=5),
+    int4_wide=Matmul(outputs=128, warps=4, stages=4),
+    int8=Matmul(outputs=64, warps=4, stages=4),
+    decoding=Attention(keys=64, warps=4, stages=3),
+    prefill=Attention(keys=32, warps=4, stages=3),
+)
+
+ARCHITECTURES = {
+    (8, 0): AMPERE,
+    (8, 6): AMPERE,
+    (8, 9): AMPERE,
+    (9, 0): HOPPER,
+    (10, 0): HOPPER,
+    (12, 0): AMPERE,
+}
+"""By compute capability; others get AMPERE's, which fit into the shared memory of all of them."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a launch needs to know of a device."""
+
+    multiprocessors: int
+    shapes: Architecture
+
+
+INTERPRETED = Device(1, replace(AMPERE, decoding=replace(AMPERE.decoding, parts=1)))
+"""Stands in for a GPU where the interpreter runs the kernels on CPU tensors, one program after the other."""
+
+
+def device(of: torch.device) -> Device:
+    """Return the facts of a CUDA device, or those of the interpreter for the CPU."""
+    if of.type != "cuda":
+        return INTERPRETED
+    return _cuda(torch.cuda.current_device() if of.index is None else of.index)
+
+
+@functools.cache
+def _cuda(index: int) -> Device:
+    facts = torch.cuda.get_device_properties(index)
+    return Device(facts.multi_processor_count, ARCHITECTURES.get((facts.major, facts.minor), AMPERE))
+
+
+def interpreted() -> bool:
+    """Tell whether kernels run in triton's interpreter, which takes CPU tensors."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def check_device(*tensors: torch.Tensor | None) -> None:
+    """Assert that all tensors are on one device on which kernels can run."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    assert len(devices) == 1, f"tensors on {', '.join(sorted(map(str, devices)))}"
+    kind = devices.pop().type
+    assert kind == ("cpu" if interpreted() else "cuda"), f"a kernel cannot run on tensors of {kind}"
