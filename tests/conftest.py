@@ -1,10 +1,15 @@
 """What holds for all tests."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+# Without a GPU the Triton kernels run in triton's interpreter, asked for before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Examples are bounded by number: on a busy machine one example may take any time.
 settings.register_profile("pixedge", deadline=None, print_blob=True)

@@ -1,13 +1,8 @@
-"""Without a GPU the kernels run in triton's interpreter, asked for before triton is imported."""
+"""The Triton kernels, in triton's interpreter where there is no GPU."""
 
-import os
 from pathlib import Path
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
