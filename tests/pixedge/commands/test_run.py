@@ -203,6 +203,8 @@ def test_defaults_are_the_library_s(ask, model):
         "threads": None,
         "kv_cache": "auto",
         "context": None,
+        "max_image_size": None,
+        "vram_limit": None,
         "progress": None,
     }
 
