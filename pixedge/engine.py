@@ -25,6 +25,7 @@ from pixedge.errors import CapacityError, PixedgeError
 from pixedge.kernels.attention import PAGE
 from pixedge.kv_cache import PagePool
 from pixedge.memory import plan_cache
+from pixedge.out_of_memory import out_of_memory
 from pixedge.paged_cache import PagedCache
 from pixedge.pictures import Vision
 from pixedge.request import Request
@@ -259,7 +260,7 @@ class Engine:
         queue.remove(request)
         self.cache.release(request, disown=error is not None)
         request.embeddings.clear()
-        request.error = error
+        request.error = error and (out_of_memory(error) or error)
         request.finished = True
 
     @contextlib.contextmanager
