@@ -10,6 +10,7 @@ import click
 from pixedge.commands import answer_figures
 from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import check_sources, read_pictures
+from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import UsageError
 from pixedge.terminal import note, progress
@@ -28,6 +29,7 @@ _EXAMPLES = """\
 Examples:
   pixedge run --image photo.jpg "What is written on the sign?"
   pixedge run --image 'scans/page*.png' --json "Give the totals." > totals.json
+  pixedge run --image invoice.png --schema invoice.json "Read this invoice."
   curl -s https://example.com/a.png | pixedge run --image - "What is this?"
 """
 
@@ -43,28 +45,7 @@ Examples:
 )
 @click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
-@click.option("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer, in tokens [1024].")
-@click.option(
-    "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest; above 0 varies [0]."
-)
-@click.option(
-    "--top-p", type=float, default=1.0, metavar="P", help="Draw among the likeliest that reach P [1]."
-)
-@click.option("--top-k", type=int, default=0, metavar="K", help="Draw among the K likeliest; 0 is all [0].")
-@click.option(
-    "--min-p", type=float, default=0.0, metavar="P", help="Drop what is below P x the likeliest [0]."
-)
-@click.option(
-    "--repetition-penalty", type=float, default=1.0, metavar="X", help="Above 1 avoids repetition [1]."
-)
-@click.option(
-    "--presence-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, once for a used token [0]."
-)
-@click.option(
-    "--frequency-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, for each use of a token [0]."
-)
-@click.option("--seed", type=int, metavar="N", help="Same seed, same answer [random].")
-@click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before TEXT; repeatable [none].")
+@sampling_options
 @click.option("--logprobs", type=int, metavar="N", help="With --json: N likeliest beside each token [off].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @model_options
@@ -72,13 +53,13 @@ Examples:
 def run(
     question: str | None,
     options: ModelOptions,
+    sampling: SamplingOptions,
     images: tuple[str, ...],
     allow_url: bool,
     system: str | None,
     logprobs: int | None,
     as_json: bool,
     quiet: bool,
-    **sampling: Any,
 ) -> None:
     """Ask QUESTION, with pictures before it in the order given. Without QUESTION it is read from a pipe."""
     start = time.perf_counter()
@@ -89,7 +70,7 @@ def run(
     if system is not None:
         _check_text("--system", system)
     folder = options.find(quiet)
-    params = _params(logprobs=logprobs, **sampling)
+    params = sampling.params(logprobs=logprobs)
     pictures, decode_seconds = read_pictures(images)
 
     with progress(quiet=quiet) as report:
@@ -102,7 +83,7 @@ def run(
             result["logprobs"] = answer_figures.logprobs(answer, loaded)
         click.echo(json.dumps(result))
     if answer.finish_reason == "length":
-        note(answer_figures.cut(answer, params.max_tokens))
+        note(answer_figures.cut(answer, params))
     if not quiet:
         note(answer_figures.figures(answer, loaded, len(pictures)))
 
@@ -130,12 +111,6 @@ def _check_text(name: str, text: str) -> None:
         raise UsageError(f"{name} is empty; give it some text")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError(f"{name} is not valid text in the terminal's encoding; write it in UTF-8")
-
-
-def _params(**values: Any) -> "SamplingParams":
-    from pixedge.sampling import SamplingParams
-
-    return SamplingParams(**values)
 
 
 def _messages(question: str, system: str | None, pictures: list["Image.Image"]) -> list[dict[str, Any]]:
