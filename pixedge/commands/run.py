@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pixedge.commands import answer_figures, option_values
-from pixedge.commands.pictures import check_sources, read_pictures
+from pixedge.commands.pictures import check_sources, longest_side, read_pictures
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import ArtifactError, UsageError
 from pixedge.last_export import read_last_export
@@ -29,6 +29,7 @@ _EXAMPLES = """\
 \b
 Examples:
   pixedge run --image photo.jpg "What is written on the sign?"
+  pixedge run --image 'report.pdf[2-5]' "What do these pages say?"
   pixedge run --image 'scans/page*.png' --json "Give the totals." > totals.json
   curl -s https://example.com/a.png | pixedge run --image - "What is this?"
 """
@@ -42,7 +43,14 @@ Examples:
     "images",
     metavar="X",
     multiple=True,
-    help="File, 'pattern', - (stdin) or URL; repeatable [none].",
+    help="File, 'pattern', PDF, x.pdf[2-5], - (stdin), URL; repeatable [none].",
+)
+@click.option(
+    "--dpi",
+    type=int,
+    callback=option_values.count,
+    metavar="N",
+    help="Dots per inch of PDF pages [what the model takes].",
 )
 @click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
@@ -120,6 +128,7 @@ def run(
     question: str | None,
     model: str | None,
     images: tuple[str, ...],
+    dpi: int | None,
     allow_url: bool,
     system: str | None,
     max_image_size: int | None,
@@ -144,7 +153,7 @@ def run(
         _check_text("--system", system)
     folder = _find_model(model, quiet)
     params = _params(logprobs=logprobs, **sampling)
-    pictures, decode_seconds = read_pictures(images)
+    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, max_image_size))
 
     import pixedge
 
