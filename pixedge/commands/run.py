@@ -99,7 +99,8 @@ def run(
         _check_text("--system", system)
     folder = options.find(quiet)
     params = _params(logprobs=logprobs, **sampling)
-    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, options.max_image_size))
+    cap = options.max_image_size
+    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, cap))
 
     with progress(quiet=quiet) as report:
         loaded = options.load(folder, report)
