@@ -2,7 +2,7 @@
 
     data: URL ───────────────────────────────────────────────┐
     http(s): URL ── host allowed? ── fetch, address checked ─┼── bytes ── read_image: limits ── RGB
-    file: URL ───── media folder? ── opened below it ─────────┘
+    file: URL ───── media folder? ── opened below it ────────┘
 
 Nothing else is opened. What an outsider is told about a refused address is the same sentence whether its host
 is not on the list, has no such name, lies in the private network or does not answer.
