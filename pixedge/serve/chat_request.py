@@ -7,7 +7,7 @@ is refused by name. docs/serve.md lists them all.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pixedge.errors import UsageError
@@ -44,7 +44,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 
-# Pictures are long strings, so what an honest body has of these is little; each one becomes an object in memory.
+# Pictures are long strings, so an honest body has few of these; each one becomes an object in memory.
 _MAX_MARKS = 1_000_000
 
 
@@ -69,12 +69,12 @@ class ChatRequest:
     regex: str | None = None
     grammar: str | None = None
 
-    def choice_params(self, index: int) -> SamplingParams:
-        """Give the sampling of one choice: with a seed, each choice has the next one."""
-        params = self.params
+    @staticmethod
+    def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+        """Give the sampling of one choice: with a seed, each choice has the one behind the last one's."""
         if params.seed is None or index == 0:
             return params
-        return SamplingParams(**{**vars(params), "seed": (params.seed + index) % (MAX_SEED + 1)})
+        return replace(params, seed=(params.seed + index) % (MAX_SEED + 1))
 
 
 def parse_body(body: bytes) -> ChatRequest:

@@ -42,8 +42,8 @@ class Origins:
         if self._check_host and not self._known(host):
             return Refusal(
                 403,
-                f"this server does not go by the name {host[:80]!r}; call it by its address, or start it with "
-                "that --name or with a key",
+                f"this server does not go by the name {host[:80]!r}; call it by its address, or start it "
+                "with that --name or with a key",
                 code="unknown_host",
             )
         origin = headers.get("origin")

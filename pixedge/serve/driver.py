@@ -72,6 +72,11 @@ class Job:
         self._open -= sum(piece.ended for piece in taken)
         return taken
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last pieces of all choices were taken."""
+        return self._open == 0
+
     def deliver(self, piece: Piece) -> None:
         """Take a piece; called in the event loop."""
         self._pieces.append(piece)
@@ -129,6 +134,8 @@ class Driver:
             raise
         self._arrivals.extend(choices)
         self._wake.set()
+        if job.cancelled:  # meanwhile
+            self.cancel(job)
 
     def cancel(self, job: Job) -> None:
         """Let nothing more be computed for a job, from the next step on; any thread may call."""
@@ -180,13 +187,14 @@ class Driver:
             if request.ready:
                 urgent |= choice.first
                 self._take(choice, now)
-            running += bool(request.pages or request.reserved)
             if (request.finished and not request.ready) or choice.draft.stopped:
                 self._end(choice, now)
                 ended = True
-        self.metrics.running, self.metrics.waiting = running, len(self._choices) - running
+            else:
+                running += bool(request.pages or request.reserved)
         if ended:
             self._choices = [choice for choice in self._choices if not choice.pending.ended]
+        self.metrics.running, self.metrics.waiting = running, len(self._choices) - running
         if urgent or ended or now - self._handed >= FRAME:
             self._hand_over()
             self._handed = now

@@ -1,17 +1,17 @@
 """Refusals in the form of OpenAI's API: a status, and an object with message, type, param and code.
 
-    status  type                    when
-    400     invalid_request_error   a field, message or picture that cannot be used, or that does not fit
-    401     authentication_error    no key, or a wrong one
-    403     permission_error        a page of another site, or a name that is not this server's
-    404     not_found_error         no such address, or no such model
-    405     invalid_request_error   a method that the address does not have
-    408     timeout_error           the body came too slowly
-    413     invalid_request_error   the body is too large
-    415     invalid_request_error   the body is not JSON
-    429     overloaded_error        the queue is full; Retry-After says when to ask again
-    500     server_error            a fault of pixedge
-    503     unavailable_error       starting, or shutting down
+status  type                    when
+400     invalid_request_error   a field, message or picture that cannot be used, or that does not fit
+401     authentication_error    no key, or a wrong one
+403     permission_error        a page of another site, or a name that is not this server's
+404     not_found_error         no such address, or no such model
+405     invalid_request_error   a method that the address does not have
+408     timeout_error           the body came too slowly
+413     invalid_request_error   the body is too large
+415     invalid_request_error   the body is not JSON
+429     overloaded_error        the queue is full; Retry-After says when to ask again
+500     server_error            a fault of pixedge
+503     unavailable_error       starting, or shutting down
 """
 
 import json

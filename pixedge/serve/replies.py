@@ -14,7 +14,7 @@ from pixedge.model import Answer
 from pixedge.sampling import SampledToken
 from pixedge.tokenizer import Tokenizer
 
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
 
 # JSON has no infinity; this is what OpenAI gives for a token that cannot be chosen.
 _LEAST_LOGPROB = -9999.0
@@ -23,12 +23,16 @@ _LEAST_LOGPROB = -9999.0
 class Reply:
     """One request's answer in the making: everything that its objects have in common."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, *, logprobs: bool = False) -> None:
-        """Give the answer its id."""
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, *, logprobs: bool = False, include_usage: bool = False
+    ) -> None:
+        """Give the answer its id; include_usage is about streams, as ``end`` says."""
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self._model, self._tokenizer, self._logprobs = model, tokenizer, logprobs
         self._created = int(time.time())
-        self._head = self._bytes({**self._common("chat.completion.chunk")})[:-1]
+        self._include_usage = include_usage
+        head = self._common("chat.completion.chunk") | ({"usage": None} if include_usage else {})
+        self._head = _bytes(head)[:-1]
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Give the answer to a request without ``stream``."""
@@ -57,13 +61,15 @@ class Reply:
         """Give the chunk that a choice ends with."""
         return self._chunk(choice, "{}", finish=f'"{finish_reason}"')
 
-    def totals(self, answers: Sequence[Answer]) -> bytes:
-        """Give the chunk behind all choices that ``include_usage`` asks for."""
+    def end(self, answers: Sequence[Answer]) -> bytes:
+        """Give what stands behind all choices: the usage in a chunk of its own if it was asked for."""
+        if not self._include_usage:
+            return _DONE
         rest = {"choices": [], "usage": usage(answers), "pixedge": details(answers)}
-        return b"data: " + self._bytes({**self._common("chat.completion.chunk"), **rest}) + b"\n\n"
+        return b"data: " + _bytes(self._common("chat.completion.chunk") | rest) + b"\n\n" + _DONE
 
     def logprobs(self, tokens: Sequence[SampledToken]) -> dict[str, Any]:
-        """Give the tokens' log-probabilities; ids that have no text, as the one that ends an answer, have none."""
+        """Give the tokens' log-probabilities, but not that of the id that ends an answer: it has no text."""
         shown = [token for token in tokens if token.id not in self._tokenizer.special_ids]
         content = [
             {
@@ -87,10 +93,6 @@ class Reply:
         rest = f'"index":{choice},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish}'
         return b'data: %s,"choices":[{%s}]}\n\n' % (self._head, rest.encode())
 
-    @staticmethod
-    def _bytes(value: dict[str, Any]) -> bytes:
-        return json.dumps(value, separators=(",", ":")).encode()
-
 
 def error_event(body: dict[str, Any]) -> bytes:
     """Give the event that ends a stream which failed."""
@@ -113,3 +115,7 @@ def details(answers: Sequence[Answer]) -> dict[str, Any]:
     """Give what only pixedge tells: seeds, and seconds by stage of the first choice."""
     seconds = {name: round(value, 6) for name, value in vars(answers[0].timings).items()}
     return {"seeds": [answer.seed for answer in answers], "seconds": seconds}
+
+
+def _bytes(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

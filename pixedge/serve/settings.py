@@ -3,9 +3,8 @@
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from pixedge.image import ImageLimits
+from pixedge.serve.media import MediaSettings
 
 
 @dataclass(frozen=True)
@@ -35,25 +34,18 @@ class Settings:
 
     names: what "model" may say, the first being what answers are signed with. hosts: names besides addresses
     and localhost by which a server without keys may be called. origins: pages of other sites that may use the
-    server. allow_hosts, media_folder: where pictures may be fetched from and read from, nowhere by default.
-    images: caps on pictures, max_pixels_together being that of all pictures of one request. max_body: bytes of
-    a request. max_tokens: longest answer that may be asked for, None being what the context holds. queue:
-    answers that may wait beside those under way. waiting_bytes: pixels and bodies held for all requests
-    together. body_seconds: for a whole body, pause_seconds between two pieces of it and for the head of a
-    request. send_seconds: how long a client may leave a piece of its answer untaken. drain_seconds: for what
-    is under way when the server is told to end.
+    server. media: which pictures a request may bring. max_image_size: cap on a picture's longer side in
+    pixels. max_body: bytes of a request. max_tokens: longest answer that may be asked for, None being what
+    the context holds. queue: answers that may wait beside those under way. waiting_bytes: pixels and bodies
+    held for all requests together. body_seconds: for a whole body, pause_seconds between two pieces of it.
+    drain_seconds: for what is under way when the server is told to end.
     """
 
     names: tuple[str, ...]
     keys: Keys = field(default_factory=Keys)
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    allow_hosts: tuple[str, ...] = ()
-    media_folder: Path | None = None
-    images: ImageLimits = field(
-        default_factory=lambda: ImageLimits(max_bytes=32 << 20, max_pixels=50_000_000, max_images=32)
-    )
-    max_pixels_together: int = 200_000_000
+    media: MediaSettings = field(default_factory=MediaSettings)
     max_image_size: int | None = None
     max_body: int = 64 << 20
     max_tokens: int | None = None
@@ -61,5 +53,4 @@ class Settings:
     waiting_bytes: int = 1 << 30
     body_seconds: float = 120.0
     pause_seconds: float = 15.0
-    send_seconds: float = 60.0
     drain_seconds: float = 30.0

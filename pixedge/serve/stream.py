@@ -34,8 +34,8 @@ class EventStream(Response):
 
 
 @contextlib.asynccontextmanager
-async def watched(receive: Receive, leave: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``leave`` as soon as the client goes away, and at the end of the block in any case."""
+async def watched(receive: Receive, leave: Callable[[], None], *, at_end: bool = True) -> AsyncIterator[None]:
+    """Call ``leave`` as soon as the client goes away, and ``at_end`` of the block in any case."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -46,5 +46,6 @@ async def watched(receive: Receive, leave: Callable[[], None]) -> AsyncIterator[
     try:
         yield
     finally:
-        leave()
         task.cancel()
+        if at_end:
+            leave()
