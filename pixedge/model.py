@@ -6,11 +6,12 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pixedge.answer_format import AnswerFormat
 from pixedge.config import ModelConfig
 from pixedge.engine import Engine
 from pixedge.image import ImageLimits
@@ -132,7 +133,7 @@ class Draft:
         self.request: Request | None = None
         self._engine = engine
         self._prompt = prompt
-        self._sampler = Sampler(params, prompt.ids)
+        self._sampler = Sampler(params, prompt.ids, tokenizer.constraint(params.answer_format))
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(params.stop)
         self._tokens: list[SampledToken] = []
@@ -212,25 +213,46 @@ class Model:
     """A decoder, a vision encoder and a tokenizer that belong together."""
 
     def __init__(
-        self, config: ModelConfig, engine: Engine, tokenizer: Tokenizer, folder: Path, load_seconds: float
+        self,
+        config: ModelConfig,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        folder: Path,
+        load_seconds: float,
+        max_image_size: int | None = None,
     ) -> None:
-        """Join loaded parts; ``pixedge.load`` is the usual way."""
+        """Join loaded parts; ``pixedge.load`` is the usual way.
+
+        max_image_size: the greatest cap that a request may set on the longer side of its pictures, in pixels.
+        """
         self.config = config
         self.engine = engine
         self.tokenizer = tokenizer
         self.folder = folder
         self.load_seconds = load_seconds
+        self.max_image_size = max_image_size
 
     def generate(
         self,
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         max_image_size: int | None = None,
         limits: ImageLimits | None = None,
     ) -> Answer:
         """Answer a conversation; see ``stream`` for the arguments and errors."""
-        stream = self.stream(messages, params, max_image_size=max_image_size, limits=limits)
+        stream = self.stream(
+            messages,
+            params,
+            schema=schema,
+            regex=regex,
+            grammar=grammar,
+            max_image_size=max_image_size,
+            limits=limits,
+        )
         for _ in stream:
             pass
         return stream.answer
@@ -240,16 +262,27 @@ class Model:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         max_image_size: int | None = None,
         limits: ImageLimits | None = None,
     ) -> Stream:
         """Answer a conversation piece by piece.
 
         messages as in OpenAI's chat API, pictures anywhere among a user's text (see pixedge.messages).
+        schema, regex, grammar: what the whole answer must match, a JSON schema (a dict or its text), a
+        regular expression or a Lark grammar, one of them; the same as params.answer_format.
         max_image_size: cap on the longer side of every picture in pixels. The prompt is built before this
-        returns, so a bad picture, message or length raises here: ImageError, MessageError, CapacityError.
+        returns, so a bad picture, message, length or format raises here: ImageError, MessageError,
+        CapacityError, UsageError.
         """
         params = params or SamplingParams()
+        answer_format = AnswerFormat.choose(schema, regex, grammar)
+        if answer_format is not None:
+            params = replace(params, answer_format=answer_format)
+        caps = [size for size in (self.max_image_size, max_image_size) if size is not None]
+        max_image_size = min(caps, default=None)
         start = time.perf_counter()
         prompt = self.tokenizer.encode(messages, max_image_size, limits)
         image_decode = time.perf_counter() - start
