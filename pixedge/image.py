@@ -81,6 +81,10 @@ _UPRIGHT = {
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin", append=True)
 
 
+class TooManyPixelsError(ImageError):
+    """A picture whose header names more pixels than allowed; nothing of it was decoded."""
+
+
 @dataclass(frozen=True)
 class ImageLimits:
     """What a picture may cost before it is decoded.
@@ -273,7 +277,7 @@ def _check_pixels(size: tuple[int, int] | None, kind: str, name: str, limits: Im
     if kind in ("TIFF", "GIF") and Image.MAX_IMAGE_PIXELS is not None:
         limit = min(limit, Image.MAX_IMAGE_PIXELS)  # Pillow warns beyond this while decoding these two
     if size is not None and size[0] * size[1] > limit:
-        raise ImageError(
+        raise TooManyPixelsError(
             f"{name} has {size[0] * size[1]:,} pixels ({size[0]} x {size[1]}) and the limit is {limit:,}; "
             "make the picture smaller"
         )
