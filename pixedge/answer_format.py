@@ -155,6 +155,10 @@ def _refuse_control_tokens(grammar: str) -> None:
 
 def _first_cause(fault: str) -> str:
     """Give the one line of llguidance's message that says what is wrong, with its place in a grammar."""
+    if fault.startswith("oneOf"):
+        return (
+            "'oneOf' is kept to only where its schemas exclude each other, by their types for one; use anyOf"
+        )
     if cause := re.search(r"^error: (.+)$", fault, re.MULTILINE):
         return cause[1]
     first = fault.partition("\n")[0].strip()
