@@ -1,8 +1,8 @@
-"""The page at / and the headers that confine it: its own script and style, pictures of its own, this server.
+"""The page at / and the headers that confine it to its own script and style and to this server.
 
-The Content-Security-Policy names the script and the style by their SHA-256, so nothing that finds its way into
-the page can run, and ``require-trusted-types-for`` makes browsers refuse the functions that turn text into
-markup or code.
+The Content-Security-Policy names the script and the style by their SHA-256, so nothing that finds its way
+into the page can run, and ``require-trusted-types-for`` makes browsers refuse the functions that turn text
+into markup or code.
 """
 
 import base64
