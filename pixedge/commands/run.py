@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixedge.commands import answer_figures
+from pixedge.commands import answer_figures, option_values
 from pixedge.commands.model_options import ModelOptions, model_options
-from pixedge.commands.pictures import check_sources, read_pictures
+from pixedge.commands.pictures import check_sources, longest_side, read_pictures
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import UsageError
@@ -28,6 +28,7 @@ _EXAMPLES = """\
 \b
 Examples:
   pixedge run --image photo.jpg "What is written on the sign?"
+  pixedge run --image 'report.pdf[2-5]' "What do these pages say?"
   pixedge run --image 'scans/page*.png' --json "Give the totals." > totals.json
   pixedge run --image invoice.png --schema invoice.json "Read this invoice."
   curl -s https://example.com/a.png | pixedge run --image - "What is this?"
@@ -41,7 +42,14 @@ Examples:
     "images",
     metavar="X",
     multiple=True,
-    help="File, 'pattern', - (stdin) or URL; repeatable [none].",
+    help="File, 'pattern', PDF, x.pdf[2-5], - (stdin), URL; repeatable [none].",
+)
+@click.option(
+    "--dpi",
+    type=int,
+    callback=option_values.count,
+    metavar="N",
+    help="Dots per inch of PDF pages [what the model takes].",
 )
 @click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
@@ -55,6 +63,7 @@ def run(
     options: ModelOptions,
     sampling: SamplingOptions,
     images: tuple[str, ...],
+    dpi: int | None,
     allow_url: bool,
     system: str | None,
     logprobs: int | None,
@@ -71,7 +80,8 @@ def run(
         _check_text("--system", system)
     folder = options.find(quiet)
     params = sampling.params(logprobs=logprobs)
-    pictures, decode_seconds = read_pictures(images)
+    cap = options.max_image_size
+    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, cap))
 
     with progress(quiet=quiet) as report:
         loaded = options.load(folder, report)
