@@ -16,6 +16,7 @@ from pixedge.commands.import_ import import_
 from pixedge.commands.pull import pull
 from pixedge.commands.report import report
 from pixedge.commands.run import run
+from pixedge.commands.serve import serve
 from pixedge.commands.verify import verify
 from pixedge.errors import PixedgeError
 
@@ -138,6 +139,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)
 main.add_command(report)
