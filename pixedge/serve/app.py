@@ -3,6 +3,7 @@
 Origins ── CORS, where asked for ── Locked ──┬── POST /v1/chat/completions
                                              ├── GET  /v1/models, /v1/models/NAME
                                              ├── GET  /health, /metrics
+                                             ├── GET  /openapi.json
                                              └── GET  /, the page
 """
 
@@ -11,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,6 +31,8 @@ from pixedge.serve.doors import Locked, Origins
 from pixedge.serve.driver import Driver
 from pixedge.serve.errors import Refusal, json_response, refusal
 from pixedge.serve.metrics import CONTENT_TYPE, Metrics
+from pixedge.serve.openapi import describe
+from pixedge.serve.page import load_page
 from pixedge.serve.settings import Settings
 
 _LOG = logging.getLogger("pixedge.serve")
@@ -45,6 +47,7 @@ class Service:
         self.metrics = Metrics(model.engine, settings.names)
         self.state = "starting"
         self._created = int(time.time())
+        self._page = load_page()
 
     @contextlib.asynccontextmanager
     async def running(self, _: Starlette) -> AsyncIterator[None]:
@@ -128,7 +131,11 @@ class Service:
 
     async def page(self, request: Request) -> Response:
         """GET /."""
-        return Response(Path(__file__).with_name("page.html").read_bytes(), media_type="text/html")
+        return Response(self._page.body, headers=self._page.headers)
+
+    async def description(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return json_response(describe(self.settings.names[0], bool(self.settings.keys)))
 
     def _model(self, name: str) -> dict[str, Any]:
         engine = self.model.engine
@@ -153,6 +160,7 @@ def create_app(model: Model, settings: Settings) -> Starlette:
             Route("/v1/models/{name:path}", service.one_model),
             Route("/health", service.health),
             Route("/metrics", service.metrics_text),
+            Route("/openapi.json", service.description),
             Route("/", service.page),
         ],
         middleware=[
