@@ -69,7 +69,9 @@ def _objects(draw, inner) -> dict:
 
 def _containers(inner: st.SearchStrategy) -> st.SearchStrategy:
     arrays = st.one_of(
-        _join(inner.map(lambda each: {"type": "array", "items": each}), _between(0, 4, "minItems", "maxItems")),
+        _join(
+            inner.map(lambda each: {"type": "array", "items": each}), _between(0, 4, "minItems", "maxItems")
+        ),
         st.tuples(st.lists(inner, min_size=1, max_size=3), st.sampled_from([False, {"type": "integer"}])).map(
             lambda p: {"type": "array", "prefixItems": p[0], "items": p[1]}
         ),
