@@ -1,18 +1,22 @@
 """``pixedge serve``: the model behind an API like OpenAI's, and a page."""
 
+import contextlib
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pixedge.commands import option_values
-from pixedge.commands.run import _find_model
+from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.errors import UsageError
 from pixedge.terminal import note, progress
 
 if TYPE_CHECKING:
     from pixedge.serve.settings import Keys
+
+_ONE_UP = click.IntRange(1)
 
 _EXAMPLES = """\
 \b
@@ -24,23 +28,14 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES, short_help="Answer over HTTP, as OpenAI's API does.")
-@click.option("--model", metavar="DIR", help="Exported folder [$PIXEDGE_MODEL, else the last export].")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where to listen [127.0.0.1].")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="0 takes any [8000].")
 @click.option("--api-key-file", metavar="FILE", help="A key on each line [$PIXEDGE_API_KEY, else none].")
 @click.option("--insecure", is_flag=True, help="Let other machines in without a key.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate with its chain, in PEM [no TLS].")
 @click.option("--tls-key", metavar="FILE", help="Its key, in PEM [in --tls-cert].")
-@click.option(
-    "--cors", "origins", metavar="ORIGIN", multiple=True, help="Let pages of ORIGIN in; repeatable [none]."
-)
-@click.option(
-    "--name",
-    "hosts",
-    metavar="NAME",
-    multiple=True,
-    help="A name that this server goes by; repeatable [none].",
-)
+@click.option("--cors", "origins", metavar="ORIGIN", multiple=True, help="Let pages of ORIGIN in [none].")
+@click.option("--name", "hosts", metavar="NAME", multiple=True, help="A name the server goes by [none].")
 @click.option(
     "--model-name",
     "names",
@@ -49,59 +44,23 @@ Examples:
     help="What requests call the model [the folder's].",
 )
 @click.option(
-    "--allow-host",
-    "allow_hosts",
-    metavar="HOST",
-    multiple=True,
-    help="Fetch pictures from HOST; repeatable [none].",
+    "--allow-host", "allow_hosts", metavar="HOST", multiple=True, help="Fetch pictures from HOST [none]."
 )
 @click.option("--media-dir", metavar="DIR", help="Read pictures at file: URLs below DIR [none].")
+@click.option(
+    "--max-requests", type=_ONE_UP, default=16, metavar="N", help="Answers under way at a time [16]."
+)
 @click.option("--queue", type=click.IntRange(0), default=64, metavar="N", help="Answers that may wait [64].")
+@click.option("--max-tokens", type=_ONE_UP, metavar="N", help="Longest answer, in tokens [what fits].")
+@click.option("--max-body", type=_ONE_UP, default=64, metavar="MIB", help="Largest request [64].")
+@click.option("--max-images", type=_ONE_UP, default=64, metavar="N", help="Pictures of one request [64].")
 @click.option(
-    "--max-tokens", type=int, callback=option_values.count, metavar="N", help="Longest answer [what fits]."
+    "--drain", type=click.FloatRange(0), default=30.0, metavar="S", help="Time to end answers in [30]."
 )
-@click.option(
-    "--max-body",
-    type=int,
-    callback=option_values.count,
-    default=64,
-    metavar="MIB",
-    help="Largest request [64].",
-)
-@click.option(
-    "--max-image-size",
-    type=int,
-    callback=option_values.count,
-    metavar="PX",
-    help="Cap on a picture's longer side [the model's].",
-)
-@click.option(
-    "--drain",
-    type=click.FloatRange(0),
-    default=30.0,
-    metavar="S",
-    help="For answers under way when it is ended [30].",
-)
-@click.option(
-    "--device",
-    callback=option_values.device,
-    default="auto",
-    metavar="D",
-    help="auto, cpu, cuda or cuda:N [auto].",
-)
-@click.option(
-    "--context",
-    type=int,
-    callback=option_values.count,
-    metavar="N",
-    help="Tokens to take memory for [the model's].",
-)
-@click.option(
-    "--threads", type=int, callback=option_values.count, metavar="N", help="CPU threads [all cores]."
-)
+@model_options
 @click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")
 def serve(
-    model: str | None,
+    options: ModelOptions,
     host: str,
     port: int,
     api_key_file: str | None,
@@ -113,58 +72,59 @@ def serve(
     names: tuple[str, ...],
     allow_hosts: tuple[str, ...],
     media_dir: str | None,
+    max_requests: int,
     queue: int,
     max_tokens: int | None,
     max_body: int,
-    max_image_size: int | None,
+    max_images: int,
     drain: float,
-    device: str,
-    context: int | None,
-    threads: int | None,
     quiet: bool,
 ) -> None:
     """Serve a model at /v1/chat/completions, and a page at /, until Ctrl-C or SIGTERM."""
-    folder = _find_model(model, quiet)
+    folder = options.find(quiet)
 
-    import pixedge
     from pixedge.artifact import open_artifact
     from pixedge.serve import server
-    from pixedge.serve.media import AllowedHost, MediaSettings
+    from pixedge.serve.media import SERVER_LIMITS, AllowedHost, MediaSettings
     from pixedge.serve.settings import Settings
 
     keys = _keys(api_key_file)
     if tls_key is not None and tls_cert is None:
         raise UsageError("--tls-key is given without --tls-cert; give both")
     tls = server.tls_context(Path(tls_cert), Path(tls_key) if tls_key else None) if tls_cert else None
-    source = str(open_artifact(folder).manifest["source"]["name"])
+    for origin in origins:
+        if re.fullmatch(r"https?://[^/?#*@\s]+", origin) is None:
+            raise UsageError(f"--cors {origin} is not an origin; give one such as https://example.com")
     media = MediaSettings(
-        hosts=tuple(map(AllowedHost.parse, allow_hosts)), folder=Path(media_dir) if media_dir else None
+        hosts=tuple(map(AllowedHost.parse, allow_hosts)),
+        folder=Path(media_dir) if media_dir is not None else None,
+        limits=replace(SERVER_LIMITS, max_images=max_images),
     )
+    source = str(open_artifact(folder).manifest["source"]["name"])
     settings = Settings(
         names=tuple(dict.fromkeys([*names, folder.resolve().name, source])),
         keys=keys,
         hosts=(*hosts, host),
         origins=origins,
         media=media,
-        max_image_size=max_image_size,
         max_body=max_body << 20,
         max_tokens=max_tokens,
         queue=queue,
         drain_seconds=drain,
     )
     sock = server.listen(host, port)
-    try:
+    with contextlib.closing(sock):
         if not (server.is_loopback(sock) or keys or insecure):
             raise UsageError(
                 f"--host {host} lets other machines in, and there is no key; set PIXEDGE_API_KEY, give "
                 "--api-key-file, or --insecure to let everybody in"
             )
+        if keys and tls is None and not server.is_loopback(sock):
+            note("keys and pictures go over the network as they are; give --tls-cert to have them encrypted")
         with progress(quiet=quiet) as report:
-            loaded = pixedge.load(folder, device=device, threads=threads, context=context, progress=report)
+            loaded = options.load(folder, report, max_requests=max_requests)
         url = server.address(sock, tls=tls is not None)
         code = server.serve(loaded, settings, sock, tls, started=lambda: note(f"serving {folder} at {url}"))
-    finally:
-        sock.close()
     raise click.exceptions.Exit(code)
 
 

@@ -3,7 +3,6 @@
 Origins ── CORS, where asked for ── Locked ──┬── POST /v1/chat/completions
                                              ├── GET  /v1/models, /v1/models/NAME
                                              ├── GET  /health, /metrics
-                                             ├── GET  /openapi.json
                                              └── GET  /, the page
 """
 
@@ -48,6 +47,7 @@ class Service:
         self.state = "starting"
         self._created = int(time.time())
         self._page = load_page()
+        self._description = describe(settings.names[0], bool(settings.keys))
 
     @contextlib.asynccontextmanager
     async def running(self, _: Starlette) -> AsyncIterator[None]:
@@ -135,7 +135,7 @@ class Service:
 
     async def description(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return json_response(describe(self.settings.names[0], bool(self.settings.keys)))
+        return json_response(self._description)
 
     def _model(self, name: str) -> dict[str, Any]:
         engine = self.model.engine

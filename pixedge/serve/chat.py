@@ -10,6 +10,8 @@ from typing import TypeVar, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pixedge.answer_format import AnswerFormat
+from pixedge.errors import UsageError
 from pixedge.messages import Messages
 from pixedge.model import Draft, Model
 from pixedge.sampling import SamplingParams
@@ -117,14 +119,9 @@ class Chat:
         start = time.perf_counter()
         prompt = await self._in_thread(self._prompt, asked)
         seconds = time.perf_counter() - start
-        slot.take(asked.choices * sum(image.nbytes for image in prompt.images))
+        slot.take(sum(image.nbytes for image in prompt.images))
         params = self._fit(prompt, asked)
-        drafts = [
-            Draft(
-                self._model.engine, self._model.tokenizer, prompt, asked.choice_params(params, index), seconds
-            )
-            for index in range(asked.choices)
-        ]
+        drafts = await self._in_thread(self._drafts, asked, prompt, params, seconds)
         slot.job = job = Job(
             drafts, arrived, asyncio.get_running_loop(), stream=asked.stream, logprobs=asked.logprobs
         )
@@ -133,10 +130,25 @@ class Chat:
         await self._in_thread(self._driver.submit, job)
         return job
 
+    def _drafts(
+        self, asked: ChatRequest, prompt: Prompt, params: SamplingParams, seconds: float
+    ) -> list[Draft]:
+        """Prepare each choice, and what it must match; in a thread."""
+        model = self._model
+        try:
+            if asked.form is not None:
+                params = replace(params, answer_format=AnswerFormat(*asked.form))
+            return [
+                Draft(model.engine, model.tokenizer, prompt, asked.choice_params(params, index), seconds)
+                for index in range(asked.choices)
+            ]
+        except UsageError as error:
+            raise refusal(error, "response_format") from None
+
     def _prompt(self, asked: ChatRequest) -> Prompt:
         """Read the pictures and build the token ids; in a thread."""
         messages = read_pictures(asked.messages, self._settings.media)
-        sizes = [size for size in (asked.max_image_size, self._settings.max_image_size) if size is not None]
+        sizes = [size for size in (asked.max_image_size, self._model.max_image_size) if size is not None]
         return self._model.tokenizer.encode(
             cast(Messages, messages), min(sizes, default=None), self._settings.media.limits
         )

@@ -8,12 +8,14 @@ is refused by name. docs/serve.md lists them all.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pixedge.errors import UsageError
 from pixedge.sampling import MAX_SEED, SamplingParams
 from pixedge.serve.errors import Refusal
 from pixedge.serve.fields import Fields
+
+FormatKind: TypeAlias = Literal["schema", "regex", "lark"]
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
@@ -53,7 +55,8 @@ class ChatRequest:
     """One request: what to say, in how many choices, in which form.
 
     params.max_tokens is DEFAULT_MAX_TOKENS where the client named none, as ``max_tokens_given`` tells.
-    schema, regex and grammar tell what the text must match; at most one of them is there.
+    form is what the text must match as AnswerFormat takes it, which is left to whoever can wait: reading a
+    large one takes a while.
     """
 
     model: str
@@ -65,9 +68,7 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     max_image_size: int | None
-    schema: dict[str, Any] | None = None
-    regex: str | None = None
-    grammar: str | None = None
+    form: tuple[FormatKind, str] | None
 
     @staticmethod
     def choice_params(params: SamplingParams, index: int) -> SamplingParams:
@@ -125,7 +126,7 @@ def parse(value: object) -> ChatRequest:
         stream=stream,
         include_usage=include_usage,
         max_image_size=max_image_size,
-        **form,
+        form=form,
     )
 
 
@@ -178,22 +179,21 @@ def _stream_options(fields: Fields, stream: bool) -> bool:
     return include
 
 
-def _response_format(fields: Fields) -> dict[str, Any]:
+def _response_format(fields: Fields) -> tuple[FormatKind, str] | None:
     """Read what the text must match."""
     form = fields.inner("response_format")
     if form is None:
-        return {}
+        return None
+    found: tuple[FormatKind, str] | None = None
     kind = form.text("type")
-    found: dict[str, Any] = {}
     if kind == "json_object":
-        found = {"schema": {"type": "object"}}
+        found = ("schema", '{"type": "object"}')
     elif kind == "json_schema":
-        found = {"schema": _schema(form)}
-    elif kind in ("regex", "grammar"):
-        found = {kind: form.text(kind)}
-        if not found[kind]:
-            path = form.path(kind)
-            raise Refusal(400, f"{path} is missing; give what the text must match", param=path)
+        found = ("schema", json.dumps(_schema(form)))
+    elif kind == "regex":
+        found = ("regex", _required(form, "regex"))
+    elif kind == "grammar":
+        found = ("lark", _required(form, "grammar"))
     elif kind != "text":
         raise Refusal(
             400,
@@ -203,6 +203,14 @@ def _response_format(fields: Fields) -> dict[str, Any]:
         )
     form.finish()
     return found
+
+
+def _required(form: Fields, name: str) -> str:
+    text = form.text(name)
+    if not text:
+        path = form.path(name)
+        raise Refusal(400, f"{path} is missing; give what the text must match", param=path)
+    return text
 
 
 def _schema(form: Fields) -> dict[str, Any]:

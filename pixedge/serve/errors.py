@@ -83,4 +83,4 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
     """Give an object as JSON that no cache keeps and no browser takes for anything else."""
     content = json.dumps(value).encode()
     fixed = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-    return Response(content, status, {**fixed, **(headers or {})}, "application/json")
+    return Response(content, status, fixed | dict(headers or {}), "application/json")

@@ -142,7 +142,7 @@ def _chat_request(model: str) -> _Schema:
         max_completion_tokens=_about("A newer name of max_tokens", _nullable("integer", minimum=1)),
         temperature=_nullable("number", minimum=0),
         top_p=_nullable("number", exclusiveMinimum=0, maximum=1),
-        top_k=_about(f"{own}0 and below keep all", _nullable("integer", maximum=MAX_SEED)),
+        top_k=_about(f"{own}0 and -1 keep all", _nullable("integer", minimum=-1, maximum=MAX_SEED)),
         min_p=_about(
             f"{own}share of the likeliest token's probability", _nullable("number", minimum=0, maximum=1)
         ),

@@ -34,11 +34,11 @@ class Settings:
 
     names: what "model" may say, the first being what answers are signed with. hosts: names besides addresses
     and localhost by which a server without keys may be called. origins: pages of other sites that may use the
-    server. media: which pictures a request may bring. max_image_size: cap on a picture's longer side in
-    pixels. max_body: bytes of a request. max_tokens: longest answer that may be asked for, None being what
-    the context holds. queue: answers that may wait beside those under way. waiting_bytes: pixels and bodies
-    held for all requests together. body_seconds: for a whole body, pause_seconds between two pieces of it.
-    drain_seconds: for what is under way when the server is told to end.
+    server. media: which pictures a request may bring. max_body: bytes of a request. max_tokens: longest
+    answer that may be asked for, None being what the context holds. queue: answers that may wait beside those
+    under way. waiting_bytes: pixels and bodies held for all requests together. body_seconds: for a whole
+    body, pause_seconds between two pieces of it. drain_seconds: for what is under way when the server is told
+    to end.
     """
 
     names: tuple[str, ...]
@@ -46,7 +46,6 @@ class Settings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     media: MediaSettings = field(default_factory=MediaSettings)
-    max_image_size: int | None = None
     max_body: int = 64 << 20
     max_tokens: int | None = None
     queue: int = 64
