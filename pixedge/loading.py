@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from pixedge.artifact import load_decoder, open_artifact
+from pixedge.artifact import load_any_decoder, open_artifact
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.model import Model
@@ -59,7 +59,7 @@ def load(
     tokenizer = Tokenizer(
         artifact.folder / "tekken.json", artifact.config.vision, artifact.config.decoder.vocab_size
     )
-    decoder = load_decoder(
+    decoder = load_any_decoder(
         artifact, chosen, place, lambda done, total: progress("weights", done, total) if progress else None
     )
     if progress:
@@ -71,7 +71,16 @@ def load(
     if progress:
         progress("vision", 1, 1)
     options = EngineOptions(kv_bits=KV_BITS[kv_cache], cache_tokens=context)
-    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
+    engine = Engine(
+        artifact.config,
+        decoder,
+        vision,
+        place,
+        chosen,
+        tokenizer.stop_ids,
+        options,
+        lambda done, total: progress("kernels", done, total) if progress else None,
+    )
     return Model(artifact.config, engine, tokenizer, artifact.folder, time.perf_counter() - start)
 
 
