@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from pixedge.artifact import load_decoder, open_artifact
+from pixedge.artifact import load_any_decoder, open_artifact
 from pixedge.byte_size import parse_bytes
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
@@ -73,7 +73,7 @@ def load(
     tokenizer = Tokenizer(
         artifact.folder / "tekken.json", artifact.config.vision, artifact.config.decoder.vocab_size
     )
-    decoder = load_decoder(
+    decoder = load_any_decoder(
         artifact, chosen, place, lambda done, total: progress("weights", done, total) if progress else None
     )
     if progress:
@@ -87,7 +87,16 @@ def load(
     options = EngineOptions(
         kv_bits=KV_BITS[kv_cache], cache_tokens=context, max_requests=max_requests, memory_limit=limit
     )
-    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
+    engine = Engine(
+        artifact.config,
+        decoder,
+        vision,
+        place,
+        chosen,
+        tokenizer.stop_ids,
+        options,
+        lambda done, total: progress("kernels", done, total) if progress else None,
+    )
     seconds = time.perf_counter() - start
     return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
 
