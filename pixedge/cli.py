@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 
 import click
 
+from pixedge.commands.batch import batch
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
 from pixedge.commands.pull import pull
 from pixedge.commands.report import report
 from pixedge.commands.run import run
+from pixedge.commands.serve import serve
 from pixedge.commands.verify import verify
 from pixedge.errors import PixedgeError
 from pixedge.out_of_memory import out_of_memory
@@ -131,6 +133,8 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(batch)
+main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)
 main.add_command(report)

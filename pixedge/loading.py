@@ -7,13 +7,14 @@ from typing import Literal
 
 import torch
 
-from pixedge.artifact import load_decoder, open_artifact
+from pixedge.artifact import load_any_decoder, open_artifact
 from pixedge.budget import plan_load
 from pixedge.byte_size import parse_bytes
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.kernels import int4
 from pixedge.kernels.cpu.products import Int4Cpu
+from pixedge.kernels.cuda import available
 from pixedge.memory import enforce, usable_memory
 from pixedge.model import Model
 from pixedge.plan import Setup
@@ -77,6 +78,7 @@ def load(
         torch.set_num_threads(threads)
     exact = chosen == torch.float32
     bits = KV_BITS[kv_cache] or (8 if chosen.itemsize == 2 else 16)
+    multiprocessors, capability = _processors(place)
     setup = Setup(
         device="cuda" if place.type == "cuda" else "cpu",
         vision_device="cuda" if vision_place.type == "cuda" else "cpu",
@@ -86,6 +88,8 @@ def load(
         zeros=artifact.zero_offset is not None,
         layout=held_layout(chosen, place, artifact.group_size),
         vision_form=vision_form(artifact.folder, vision_place, exact=exact),
+        multiprocessors=multiprocessors,
+        capability=capability,
     )
     plan = plan_load(
         artifact.config,
@@ -99,8 +103,12 @@ def load(
     tokenizer = Tokenizer(
         artifact.folder / "tekken.json", artifact.config.vision, artifact.config.decoder.vocab_size
     )
-    decoder = load_decoder(
-        artifact, chosen, place, lambda done, total: progress("weights", done, total) if progress else None
+    decoder = load_any_decoder(
+        artifact,
+        chosen,
+        place,
+        lambda done, total: progress("weights", done, total) if progress else None,
+        host_embeddings=bool(plan.setup.host_embeddings),
     )
     if progress:
         progress("vision", 0, 1)
@@ -117,15 +125,32 @@ def load(
         prefill_chunk=plan.setup.prefill_chunk,
         picture_bytes=plan.kept_pictures,
     )
-    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
+    engine = Engine(
+        artifact.config,
+        decoder,
+        vision,
+        place,
+        chosen,
+        tokenizer.stop_ids,
+        options,
+        lambda done, total: progress("kernels", done, total) if progress else None,
+    )
     seconds = time.perf_counter() - start
     return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size, plan)
+
+
+def _processors(device: torch.device) -> tuple[int, tuple[int, int]]:
+    """Return a GPU's number of multiprocessors and its compute capability; a CPU has none."""
+    if device.type != "cuda":
+        return 1, (0, 0)
+    facts = torch.cuda.get_device_properties(device)
+    return facts.multi_processor_count, (facts.major, facts.minor)
 
 
 def held_layout(dtype: torch.dtype, device: torch.device, group_size: int) -> Layout:
     """Tell how 4-bit linears lie in memory, as ``kernels.int4.choose`` has it for whole blocks of outputs."""
     if device.type == "cuda":
-        return "cuda" if dtype.itemsize == 2 else "reference"
+        return "cuda" if dtype.itemsize == 2 and available(device) else "reference"
     kernel = int4.choose(dtype, device, 16, group_size if group_size > 0 else 128)
     if isinstance(kernel, Int4Cpu):
         return "cpu"

@@ -12,7 +12,8 @@ import torch
 
 from pixedge.config import DecoderConfig
 from pixedge.errors import CapacityError
-from pixedge.plan import PAGE, Plan
+from pixedge.kernels.cuda.layout import PAGE
+from pixedge.plan import Plan
 from pixedge.scratch import CUDA_CONTEXT
 from pixedge.stored_weights import token_bytes
 

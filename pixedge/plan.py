@@ -9,14 +9,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from pixedge.config import ModelConfig
+from pixedge.kernels.cuda.layout import PAGE
+from pixedge.kernels.cuda.tuning import of_capability
 from pixedge.scratch import (
     CUDA_CONTEXT,
     MIB,
     PROCESS,
-    decode_scratch,
+    cpu_scratch,
     encoder_activations,
+    gpu_scratch,
     picture_patches,
-    prefill_scratch,
 )
 from pixedge.stored_weights import (
     Layout,
@@ -28,9 +30,6 @@ from pixedge.stored_weights import (
     norms_bytes,
     token_bytes,
 )
-
-PAGE = 16
-"""Tokens of a page of the cache."""
 
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -50,6 +49,7 @@ class Setup:
     tokens of prompts in a step. picture_bytes: embeddings of pictures kept for later questions.
     host_embeddings: token embeddings stay in host memory, from where a step fetches its rows; None puts them
     there where the rest would not fit otherwise. On a CPU 16-bit ones always stay in their file.
+    multiprocessors, capability: of the GPU, by which kernels cut up their work.
     """
 
     device: Kind = "cuda"
@@ -63,6 +63,8 @@ class Setup:
     prefill_chunk: int = 512
     picture_bytes: int = 256 * MIB
     host_embeddings: bool | None = None
+    multiprocessors: int = 128
+    capability: tuple[int, int] = (8, 9)
 
     @property
     def itemsize(self) -> int:
@@ -243,12 +245,24 @@ def _plan(config: ModelConfig, setup: Setup, workload: Workload, limit: int | No
         encoder_weights=encoder_bytes(config, form),
         encoder_activations=encoder_activations(config, patches, form),
     )
+    if layout == "cuda":
+        prefill, decode = gpu_scratch(
+            decoder,
+            chunk=setup.prefill_chunk,
+            batch=workload.batch,
+            max_tokens=min(decoder.context, workload.cache_tokens),
+            facts=of_capability(setup.multiprocessors, setup.capability),
+        )
+    else:
+        prefill, decode = cpu_scratch(
+            decoder, layout, chunk=setup.prefill_chunk, batch=workload.batch, itemsize=item
+        )
     rest = Components(
         kv_cache=workload.cache_tokens * token_bytes(decoder, setup.kv_bits, item),
         # kept, being encoded, and held by an answer whose picture is kept no more
         pictures=_kept_bytes(setup, one) + 2 * one,
-        prefill_scratch=prefill_scratch(decoder, layout, setup.prefill_chunk, item),
-        decode_scratch=decode_scratch(decoder, layout, workload.batch, workload.context, item),
+        prefill_scratch=prefill,
+        decode_scratch=decode,
         cuda_context=CUDA_CONTEXT if cuda else 0,
         process=0 if cuda else PROCESS,
     )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixedge.commands import answer_figures
+from pixedge.commands import answer_figures, option_values
 from pixedge.commands.model_options import ModelOptions, model_options
-from pixedge.commands.pictures import check_sources, read_pictures
+from pixedge.commands.pictures import check_sources, longest_side, read_pictures
+from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import UsageError
 from pixedge.terminal import note, progress
@@ -27,7 +28,9 @@ _EXAMPLES = """\
 \b
 Examples:
   pixedge run --image photo.jpg "What is written on the sign?"
+  pixedge run --image 'report.pdf[2-5]' "What do these pages say?"
   pixedge run --image 'scans/page*.png' --json "Give the totals." > totals.json
+  pixedge run --image invoice.png --schema invoice.json "Read this invoice."
   curl -s https://example.com/a.png | pixedge run --image - "What is this?"
 """
 
@@ -39,32 +42,18 @@ Examples:
     "images",
     metavar="X",
     multiple=True,
-    help="File, 'pattern', - (stdin) or URL; repeatable [none].",
+    help="File, 'pattern', PDF, x.pdf[2-5], - (stdin), URL; repeatable [none].",
+)
+@click.option(
+    "--dpi",
+    type=int,
+    callback=option_values.count,
+    metavar="N",
+    help="Dots per inch of PDF pages [what the model takes].",
 )
 @click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
-@click.option("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer, in tokens [1024].")
-@click.option(
-    "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest; above 0 varies [0]."
-)
-@click.option(
-    "--top-p", type=float, default=1.0, metavar="P", help="Draw among the likeliest that reach P [1]."
-)
-@click.option("--top-k", type=int, default=0, metavar="K", help="Draw among the K likeliest; 0 is all [0].")
-@click.option(
-    "--min-p", type=float, default=0.0, metavar="P", help="Drop what is below P x the likeliest [0]."
-)
-@click.option(
-    "--repetition-penalty", type=float, default=1.0, metavar="X", help="Above 1 avoids repetition [1]."
-)
-@click.option(
-    "--presence-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, once for a used token [0]."
-)
-@click.option(
-    "--frequency-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, for each use of a token [0]."
-)
-@click.option("--seed", type=int, metavar="N", help="Same seed, same answer [random].")
-@click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before TEXT; repeatable [none].")
+@sampling_options
 @click.option("--logprobs", type=int, metavar="N", help="With --json: N likeliest beside each token [off].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @model_options
@@ -72,13 +61,14 @@ Examples:
 def run(
     question: str | None,
     options: ModelOptions,
+    sampling: SamplingOptions,
     images: tuple[str, ...],
+    dpi: int | None,
     allow_url: bool,
     system: str | None,
     logprobs: int | None,
     as_json: bool,
     quiet: bool,
-    **sampling: Any,
 ) -> None:
     """Ask QUESTION, with pictures before it in the order given. Without QUESTION it is read from a pipe."""
     start = time.perf_counter()
@@ -89,8 +79,9 @@ def run(
     if system is not None:
         _check_text("--system", system)
     folder = options.find(quiet)
-    params = _params(logprobs=logprobs, **sampling)
-    pictures, decode_seconds = read_pictures(images)
+    params = sampling.params(logprobs=logprobs)
+    cap = options.max_image_size
+    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, cap))
 
     with progress(quiet=quiet) as report:
         loaded = options.load(folder, report)
@@ -102,7 +93,7 @@ def run(
             result["logprobs"] = answer_figures.logprobs(answer, loaded)
         click.echo(json.dumps(result))
     if answer.finish_reason == "length":
-        note(answer_figures.cut(answer, params.max_tokens))
+        note(answer_figures.cut(answer, params))
     if not quiet:
         note(answer_figures.figures(answer, loaded, len(pictures)))
 
@@ -130,12 +121,6 @@ def _check_text(name: str, text: str) -> None:
         raise UsageError(f"{name} is empty; give it some text")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError(f"{name} is not valid text in the terminal's encoding; write it in UTF-8")
-
-
-def _params(**values: Any) -> "SamplingParams":
-    from pixedge.sampling import SamplingParams
-
-    return SamplingParams(**values)
 
 
 def _messages(question: str, system: str | None, pictures: list["Image.Image"]) -> list[dict[str, Any]]:
