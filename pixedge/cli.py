@@ -12,8 +12,10 @@ from typing import Any, NoReturn
 import click
 
 from pixedge.commands.batch import batch
+from pixedge.commands.count import count
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
+from pixedge.commands.plan import plan
 from pixedge.commands.pull import pull
 from pixedge.commands.report import report
 from pixedge.commands.run import run
@@ -135,6 +137,8 @@ def main() -> None:
 main.add_command(run)
 main.add_command(batch)
 main.add_command(serve)
+main.add_command(plan)
+main.add_command(count)
 main.add_command(export)
 main.add_command(verify)
 main.add_command(report)
