@@ -1,4 +1,7 @@
-"""How much memory there is, and how many tokens' keys and values fit into it."""
+"""How much memory a device has, what of it a model may take, and what is said where it runs out.
+
+What a model needs is ``pixedge.plan``'s to tell.
+"""
 
 import os
 import re
@@ -9,20 +12,22 @@ import torch
 
 from pixedge.config import DecoderConfig
 from pixedge.errors import CapacityError
-from pixedge.kernels.attention import PAGE
+from pixedge.kernels.cuda.layout import PAGE
+from pixedge.plan import Plan
+from pixedge.scratch import CUDA_CONTEXT
+from pixedge.stored_weights import token_bytes
 
 SPARE_BYTES = 2 << 30
 """Left free beside the cache: a chunk's activations, logits, the largest picture's encoding."""
 
 
-def token_bytes(config: DecoderConfig, dtype: torch.dtype, bits: int) -> int:
-    """Return the bytes of one token's keys and values in all layers; 8 bits have a float16 scale a head."""
-    width = config.head_dim + 2 if bits == 8 else config.head_dim * dtype.itemsize
-    return 2 * config.n_layers * config.n_kv_heads * width
-
-
 def plan_cache(
-    config: DecoderConfig, dtype: torch.dtype, bits: int, device: torch.device, tokens: int | None
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    bits: int,
+    device: torch.device,
+    tokens: int | None,
+    limit: int | None = None,
 ) -> int:
     """Return how many tokens the cache is to hold, a multiple of 16; the weights are loaded by now.
 
@@ -30,7 +35,10 @@ def plan_cache(
     everything else, or half of the free memory where that is more. Raises CapacityError when ``tokens`` need
     more than is free.
     """
-    each, free = token_bytes(config, dtype, bits), free_memory(device)
+    each, free = token_bytes(config, bits, dtype.itemsize), free_memory(device)
+    if limit is not None:
+        left = max(0, limit - held_memory(device))
+        free = left if free is None else min(free, left)
     wanted = -(-(tokens or config.context) // PAGE) * PAGE
     if free is None or wanted * each <= max(free - SPARE_BYTES, free // 2):
         return wanted
@@ -43,6 +51,39 @@ def plan_cache(
         f"a cache for {tokens:,} tokens takes {wanted * each:,} bytes and {free:,} are free; "
         "give a smaller --context" + ("" if bits == 8 else ", or --kv-cache 8bit")
     )
+
+
+def usable_memory(device: torch.device) -> int | None:
+    """Return the bytes of ``device`` that a model may take where nobody says: what is free, less a margin.
+
+    What the process holds already counts as usable, for a plan counts it too. The margin is an eighth of what
+    is free, 2 GiB at most, for other programs: 512 MiB at most on a GPU. None where it cannot be told.
+    """
+    free = free_memory(device)
+    if free is None:
+        return None
+    if device.type == "cuda":
+        free += min(CUDA_CONTEXT, torch.cuda.mem_get_info(device)[1] - free)  # of which some is ours by now
+        return free - min(free // 8, 512 << 20)
+    return free + held_memory(device) - min(free // 8, 2 << 30)
+
+
+def enforce(plan: Plan, device: torch.device) -> None:
+    """Let torch take no more of a CUDA device than the limit leaves to it beside CUDA and ONNX Runtime.
+
+    A CPU's memory has no such lock: there the plan alone keeps what is taken below its limit.
+    """
+    if device.type == "cuda" and plan.torch_limit is not None:
+        total = torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.torch_limit / total), device)
+
+
+def held_memory(device: torch.device) -> int:
+    """Return the bytes of ``device`` that this process holds: RAM in use, or what torch took of a GPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    found = re.search(r"^VmRSS:\s+(\d+) kB", _read(Path("/proc/self/status")), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -25,7 +25,9 @@ from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, Sp
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from pixedge.answer_format import AnswerFormat
 from pixedge.config import VisionConfig
+from pixedge.constraint import Constraint, Vocabulary
 from pixedge.errors import CheckpointError, MessageError, UsageError
 from pixedge.image import ImageLimits
 from pixedge.messages import Messages, Turn, read_messages
@@ -67,6 +69,7 @@ class Tokenizer:
                 " use the tokenizer file that came with the checkpoint"
             )
         self._image_ids = _image_ids(self.file, tekken, vision)
+        self._vocabulary = Vocabulary(tekken)
 
     @property
     def vocab_size(self) -> int:
@@ -124,6 +127,13 @@ class Tokenizer:
         """Give the bytes that a token adds to the text; none for a control token."""
         assert 0 <= token < self.vocab_size, f"id {token} outside the vocabulary of {self.vocab_size}"
         return self._tekken.id_to_byte_piece(token)
+
+    def constraint(self, answer_format: AnswerFormat | None) -> Constraint | None:
+        """Begin an answer that matches a format; None without one. Takes up to a second the first time.
+
+        Raises UsageError for a format that cannot be used.
+        """
+        return None if answer_format is None else self._vocabulary.constraint(answer_format)
 
     def _mistral(self, max_image_size: int) -> _Mistral:
         """Give mistral_common's tokenizer with the model's grid; cheap, and no state is shared by callers."""

@@ -7,6 +7,7 @@ from pixedge.commands.peak_memory import peak_memory
 
 if TYPE_CHECKING:
     from pixedge.model import Answer, Model
+    from pixedge.sampling import SamplingParams
 
 
 def record(
@@ -56,11 +57,14 @@ def logprobs(answer: "Answer", model: "Model") -> list[dict[str, Any]]:
     ]
 
 
-def cut(answer: "Answer", max_tokens: int) -> str:
+def cut(answer: "Answer", params: "SamplingParams") -> str:
     """Say why the answer ends early; for a finish_reason of "length"."""
-    if answer.completion_tokens >= max_tokens:
-        return f"the answer was cut after {max_tokens} tokens; a greater --max-tokens lets it go on"
-    return f"the answer was cut after {answer.completion_tokens} tokens because the model's context is full"
+    lost = f"; it does not match the {params.answer_format.noun}" if params.answer_format else ""
+    if answer.completion_tokens >= params.max_tokens:
+        end = f"after {params.max_tokens} tokens"
+        return f"the answer was cut {end}{lost}; a greater --max-tokens lets it go on"
+    end = f"after {answer.completion_tokens} tokens because the model's context is full"
+    return f"the answer was cut {end}{lost}"
 
 
 def figures(answer: "Answer", model: "Model", n_pictures: int) -> str:

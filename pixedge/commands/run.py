@@ -1,19 +1,18 @@
 """``pixedge run``: one question, any number of pictures, the answer on standard output."""
 
 import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pixedge.commands import answer_figures, option_values
-from pixedge.commands.pictures import check_sources, read_pictures
+from pixedge.commands.model_options import ModelOptions, model_options
+from pixedge.commands.pictures import check_sources, longest_side, read_pictures
+from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.commands.standard_input import piped_input
-from pixedge.errors import ArtifactError, UsageError
-from pixedge.last_export import read_last_export
+from pixedge.errors import UsageError
 from pixedge.terminal import note, progress
 
 if TYPE_CHECKING:
@@ -29,110 +28,47 @@ _EXAMPLES = """\
 \b
 Examples:
   pixedge run --image photo.jpg "What is written on the sign?"
+  pixedge run --image 'report.pdf[2-5]' "What do these pages say?"
   pixedge run --image 'scans/page*.png' --json "Give the totals." > totals.json
+  pixedge run --image invoice.png --schema invoice.json "Read this invoice."
   curl -s https://example.com/a.png | pixedge run --image - "What is this?"
 """
 
 
 @click.command(epilog=_EXAMPLES, short_help="Ask a question about pictures.")
 @click.argument("question", required=False)
-@click.option("--model", metavar="DIR", help="Exported folder [$PIXEDGE_MODEL, else the last export].")
 @click.option(
     "--image",
     "images",
     metavar="X",
     multiple=True,
-    help="File, 'pattern', - (stdin) or URL; repeatable [none].",
-)
-@click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
-@click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
-@click.option("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer, in tokens [1024].")
-@click.option(
-    "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest; above 0 varies [0]."
+    help="File, 'pattern', PDF, x.pdf[2-5], - (stdin), URL; repeatable [none].",
 )
 @click.option(
-    "--top-p", type=float, default=1.0, metavar="P", help="Draw among the likeliest that reach P [1]."
-)
-@click.option("--top-k", type=int, default=0, metavar="K", help="Draw among the K likeliest; 0 is all [0].")
-@click.option(
-    "--min-p", type=float, default=0.0, metavar="P", help="Drop what is below P x the likeliest [0]."
-)
-@click.option(
-    "--repetition-penalty", type=float, default=1.0, metavar="X", help="Above 1 avoids repetition [1]."
-)
-@click.option(
-    "--presence-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, once for a used token [0]."
-)
-@click.option(
-    "--frequency-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, for each use of a token [0]."
-)
-@click.option("--seed", type=int, metavar="N", help="Same seed, same answer [random].")
-@click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before TEXT; repeatable [none].")
-@click.option("--logprobs", type=int, metavar="N", help="With --json: N likeliest beside each token [off].")
-@click.option(
-    "--max-image-size",
-    type=int,
-    callback=option_values.count,
-    metavar="PX",
-    help="Cap on a picture's longer side [the model's].",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
-@click.option(
-    "--device",
-    callback=option_values.device,
-    default="auto",
-    metavar="D",
-    help="auto, cpu, cuda or cuda:N [auto].",
-)
-@click.option(
-    "--vision-device",
-    callback=option_values.device,
-    default="auto",
-    metavar="D",
-    help="The same, for pictures [auto].",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    metavar="T",
-    help="auto, float32, bfloat16 or float16 [auto].",
-)
-@click.option(
-    "--kv-cache",
-    type=click.Choice(["auto", "16bit", "8bit"]),
-    default="auto",
-    metavar="B",
-    help="auto, 16bit or 8bit: half the memory [auto].",
-)
-@click.option(
-    "--context",
+    "--dpi",
     type=int,
     callback=option_values.count,
     metavar="N",
-    help="Tokens to take memory for [the model's].",
+    help="Dots per inch of PDF pages [what the model takes].",
 )
-@click.option(
-    "--threads", type=int, callback=option_values.count, metavar="N", help="CPU threads [all cores]."
-)
+@click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
+@click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
+@sampling_options
+@click.option("--logprobs", type=int, metavar="N", help="With --json: N likeliest beside each token [off].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
+@model_options
 @click.option("--quiet", is_flag=True, help="No progress and no figures, only warnings and errors.")
 def run(
     question: str | None,
-    model: str | None,
+    options: ModelOptions,
+    sampling: SamplingOptions,
     images: tuple[str, ...],
+    dpi: int | None,
     allow_url: bool,
     system: str | None,
-    max_image_size: int | None,
     logprobs: int | None,
     as_json: bool,
-    device: str,
-    vision_device: str,
-    dtype: str,
-    kv_cache: str,
-    context: int | None,
-    threads: int | None,
     quiet: bool,
-    **sampling: Any,
 ) -> None:
     """Ask QUESTION, with pictures before it in the order given. Without QUESTION it is read from a pipe."""
     start = time.perf_counter()
@@ -142,32 +78,22 @@ def run(
     question = _read_question(question, stdin_taken="-" in images)
     if system is not None:
         _check_text("--system", system)
-    folder = _find_model(model, quiet)
-    params = _params(logprobs=logprobs, **sampling)
-    pictures, decode_seconds = read_pictures(images)
-
-    import pixedge
+    folder = options.find(quiet)
+    params = sampling.params(logprobs=logprobs)
+    cap = options.max_image_size
+    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, cap))
 
     with progress(quiet=quiet) as report:
-        loaded = pixedge.load(
-            folder,
-            device=device,
-            dtype=dtype,
-            vision_device=vision_device,
-            threads=threads,
-            kv_cache=kv_cache,
-            context=context,
-            progress=report,
-        )
+        loaded = options.load(folder, report)
     messages = _messages(question, system, pictures)
-    answer = _answer(loaded, messages, params, max_image_size, silent=as_json)
+    answer = _answer(loaded, messages, params, options.max_image_size, silent=as_json)
     if as_json:
         result = answer_figures.record(answer, loaded, folder, decode_seconds, time.perf_counter() - start)
         if logprobs is not None:
             result["logprobs"] = answer_figures.logprobs(answer, loaded)
         click.echo(json.dumps(result))
     if answer.finish_reason == "length":
-        note(answer_figures.cut(answer, params.max_tokens))
+        note(answer_figures.cut(answer, params))
     if not quiet:
         note(answer_figures.figures(answer, loaded, len(pictures)))
 
@@ -195,33 +121,6 @@ def _check_text(name: str, text: str) -> None:
         raise UsageError(f"{name} is empty; give it some text")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError(f"{name} is not valid text in the terminal's encoding; write it in UTF-8")
-
-
-def _find_model(model: str | None, quiet: bool) -> Path:
-    """Give the folder from --model, $PIXEDGE_MODEL or the last export; without --model, say which."""
-    if model is not None:
-        folder, origin = Path(model), "--model"
-    elif named := os.environ.get("PIXEDGE_MODEL"):
-        folder, origin = Path(named), "$PIXEDGE_MODEL"
-    elif last := read_last_export():
-        folder, origin = last, "the last export"
-    else:
-        raise UsageError(
-            "no model was exported yet; run 'pixedge export CHECKPOINT' once, or give --model DIR"
-        )
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder} ({origin}) is not a folder; give one that pixedge export made, or export again"
-        )
-    if model is None and not quiet:
-        note(f"model: {folder} ({origin})")
-    return folder
-
-
-def _params(**values: Any) -> "SamplingParams":
-    from pixedge.sampling import SamplingParams
-
-    return SamplingParams(**values)
 
 
 def _messages(question: str, system: str | None, pictures: list["Image.Image"]) -> list[dict[str, Any]]:
