@@ -164,6 +164,11 @@ class Terminal:
         found, _, self.seen = self.seen.partition(text.encode())
         return found.decode(errors="replace")
 
+    def ready(self) -> None:
+        """Wait for an empty prompt: pastes are asked for, and the cursor is shown."""
+        self.see("\x1b[?2004h")
+        self.see("\x1b[?25h")
+
     def type(self, keys: str) -> None:
         os.write(self.screen, keys.encode())
 
@@ -181,31 +186,31 @@ def test_a_chat_in_a_terminal(tmp_path, tmp_path_factory):
     terminal = Terminal(tmp_path, folder)
     try:
         terminal.see("Ctrl-D leaves")
-        terminal.see("> ")
-        time.sleep(0.2)
+        terminal.ready()
         # as a terminal writes a file that is dropped into it
         terminal.type(f"\x1b[200~'{PICTURES / 'shapes.png'}' \x1b[201~What colour is the star?{ENTER}")
         terminal.see("shapes.png (176 x 128)")
         terminal.see("The star is yellow.")
         terminal.see("known from before")
-        time.sleep(0.2)
-        terminal.type(f"/set max_tok\t 3500{ENTER}")
+        terminal.ready()
+        terminal.type("/set max_tok\t")
+        terminal.see("max_tokens")
+        terminal.type(f" 3500{ENTER}")
+        terminal.see("\x1b[?2004l")
         terminal.see("max_tokens 3500")
-        time.sleep(0.2)
+        terminal.ready()
         terminal.type(f"/set regex (red|green)( red| green){{3000}}{ENTER}")
         terminal.see("answer held to a regular expression")
-        time.sleep(0.2)
+        terminal.ready()
         terminal.type(f"What colour is the star?{ENTER}")
-        # the words of the answer, not of what was typed: Ctrl-C is a key, the terminal makes a signal of it
-        terminal.see("\x1b[?2004l")
+        terminal.see("\x1b[?2004l")  # from here on what comes is the answer, and no longer what is typed
         terminal.see(" green")
-        terminal.type(CTRL_C)
+        terminal.type(CTRL_C)  # a key, of which the terminal makes a signal
         terminal.see("stopped; what was said so far stays")
-        terminal.see("> ")
-        time.sleep(0.2)
+        terminal.ready()
         terminal.type(CTRL_C)
         terminal.see("Ctrl-C again, or Ctrl-D, leaves")
-        time.sleep(0.2)
+        terminal.ready()
         terminal.type(CTRL_C)
         assert terminal.leave() == 0
     finally:
@@ -221,14 +226,13 @@ def test_ctrl_d_leaves_and_the_saved_chat_is_json(tmp_path, tmp_path_factory):
     folder = exported_demo(tmp_path_factory.getbasetemp())
     terminal = Terminal(tmp_path, folder, "--no-history", "--quiet")
     try:
-        terminal.see("> ")
-        time.sleep(0.2)
+        terminal.ready()
         terminal.type(f"How are you?{ENTER}")
-        terminal.see("\x1b[?2004h")
-        terminal.see("> ")
+        terminal.see("\x1b[?2004l")
+        terminal.ready()
         terminal.type(f"/save {tmp_path}/talk.json{ENTER}")
         terminal.see("saved 1 turn")
-        time.sleep(0.2)
+        terminal.ready()
         terminal.type(CTRL_D)
         assert terminal.leave() == 0
     finally:
