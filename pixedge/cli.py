@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from pixedge.commands.batch import batch
+from pixedge.commands.chat import chat
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
 from pixedge.commands.pull import pull
@@ -134,6 +135,7 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(batch)
+main.add_command(chat)
 main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)
