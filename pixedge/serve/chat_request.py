@@ -159,9 +159,10 @@ def _params(fields: Fields, logprobs: bool) -> tuple[SamplingParams, bool]:
             logprobs=(top or 0) if logprobs else None,
         )
     except UsageError as error:
-        name = str(error).partition(" ")[0]
-        name = {"logprobs": "top_logprobs"}.get(name, name)
-        raise Refusal(400, str(error), param=name, code="invalid_value") from None
+        message = str(error)
+        if message.startswith("logprobs "):  # it was asked for under another name
+            message = f"top_{message}"
+        raise Refusal(400, message, param=message.partition(" ")[0], code="invalid_value") from None
     return params, longest is not None
 
 
