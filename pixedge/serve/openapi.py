@@ -31,10 +31,10 @@ def describe(model: str, key_wanted: bool) -> dict[str, Any]:
                 "description": "The answer; with stream, chat.completion.chunk events that end in [DONE]",
                 "content": {
                     "application/json": {"schema": _ref("ChatCompletion")},
-                    "text/event-stream": {"schema": {"type": "string"}},
+                    "text/event-stream": {},
                 },
             },
-            **_errors(400, 401, 403, 408, 413, 415, 429, 500, 503),
+            **_errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503),
         },
     }
     gets = {
