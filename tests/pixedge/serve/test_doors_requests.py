@@ -169,6 +169,15 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(client):
     assert "the context holds 600" in text
 
 
+@pytest.mark.parametrize("factor", [5e-324, 1e-45, 1e38, 1.7976931348623157e308])
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1, 1e300])
+def test_numbers_at_the_ends_of_their_range_are_computed_with(client, factor, temperature):
+    ends = {"repetition_penalty": factor, "temperature": temperature, "top_p": 5e-324, "min_p": 1}
+    answer = post(client, question("What? What?", max_tokens=6, seed=2**63 - 1, **ends))
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 6
+
+
 CONTROL = ("[INST]", "[/INST]", "</s>", "<s>", "[IMG]", "[IMG_END]", "[SYSTEM_PROMPT]", "[TOOL_CALLS]")
 
 
