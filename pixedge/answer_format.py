@@ -31,11 +31,11 @@ _LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """A rule that the whole text of an answer keeps to.
+    r"""A rule that the whole text of an answer keeps to.
 
-    kind says what text is: "schema" a JSON schema (draft 2020-12) as JSON, "regex" a regular expression (in
-    the syntax of Rust's regex, without look-around and back-references) that the whole answer matches,
-    "lark" a grammar in llguidance's form of Lark, whose rule `start` the answer follows.
+    kind says what text is: "schema" a JSON schema (draft 2020-12) as JSON, "regex" a regular expression that
+    the whole answer matches (in the syntax of Rust's regex, \d being 0 to 9, without look-around and
+    back-references), "lark" a grammar in llguidance's form of Lark whose rule `start` the answer follows.
 
     Raises UsageError, with the keyword or the place, for a format that is wrong or not supported.
     """
@@ -118,12 +118,13 @@ class AnswerFormat:
     @property
     def compiled(self) -> str:
         """The grammar in llguidance's own form."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, regex_to_lark
 
         if self.kind == "schema":
             return LLMatcher.grammar_from_json_schema(self.text, overrides=_SCHEMA_RULES)  # type: ignore[arg-type]
         if self.kind == "regex":
-            return LLMatcher.grammar_from_regex(self.text)
+            # \d means 0 to 9 and not the digits of every script, which nobody expects of [A-Z]{2}-\d{4}
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(self.text, use_ascii='d')}/")
         return LLMatcher.grammar_from_lark(self.text)
 
 
@@ -155,8 +156,12 @@ def _refuse_control_tokens(grammar: str) -> None:
 
 def _first_cause(fault: str) -> str:
     """Give the one line of llguidance's message that says what is wrong, with its place in a grammar."""
+    if fault.startswith("oneOf"):
+        return (
+            "'oneOf' is kept to only where its schemas exclude each other, by their types for one; use anyOf"
+        )
     if cause := re.search(r"^error: (.+)$", fault, re.MULTILINE):
-        return cause[1]
+        return f"'pattern': {cause[1]}" if fault.startswith("regex parse error") else cause[1]
     first = fault.partition("\n")[0].strip()
     if place := re.match(r"(?:at )?(\d+)\((\d+)\): (.*)", first):
         return f"line {place[1]}, column {place[2]}: {place[3]}"

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from pixedge.commands.chat import chat
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
 from pixedge.commands.pull import pull
@@ -139,6 +140,7 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(chat)
 main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)

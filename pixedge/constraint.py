@@ -128,7 +128,7 @@ class Constraint:
             raise PixedgeError(
                 f"the answer cannot be held to the {self.answer_format.noun}: {cause}; make it simpler"
             )
-        ids = np.flatnonzero(np.unpackbits(bits & self._usable, bitorder="little"))
+        ids = np.flatnonzero(np.unpackbits(bits & self._usable, bitorder="little").view(bool))
         if not len(ids):
             raise PixedgeError(_NOTHING.format(self.answer_format.noun))
         return ids

@@ -58,6 +58,9 @@ _GET_AGAIN = "copy or download it again"
 # The last chunk of every PNG, with its checksum. Pillow does not miss it once it has the pixels.
 _PNG_END = b"IEND\xaeB`\x82"
 
+# ISO 32000-1, Annex H, note 13: readers accept the header anywhere within the first 1024 bytes.
+_PDF_HEADER_WITHIN = 1024
+
 # A progressive JPEG has about ten scans; each one walks the whole picture, so thousands of empty ones in a
 # small file would keep the decoder busy for hours.
 _MAX_JPEG_SCANS = 500
@@ -116,12 +119,12 @@ def read_image(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) 
     """
     if not name.isprintable():
         name = ascii(name)
-    data = source if isinstance(source, bytes) else _read_bytes(source, name, limits)
-    if len(data) > limits.max_bytes:
-        raise _too_many_bytes(name, f"has {len(data):,} bytes", limits)
+    data = read_bytes(source, name, limits)
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); give a picture in {_READABLE}")
     kind = _kind(data)
+    if kind is None and is_document(data):
+        raise ImageError(f"{name} is a PDF, not a picture; give its pages as pictures")
     if kind is None:
         raise ImageError(f"{name} is not a picture that pixedge can read; give {_READABLE}")
     if kind == "JPEG" and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
@@ -144,7 +147,16 @@ def read_image(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) 
         raise ImageError(f"{name} cannot be decoded as {kind} ({reason}); {_GET_AGAIN}") from error
 
 
-def _read_bytes(source: Path | BinaryIO, name: str, limits: ImageLimits) -> bytes:
+def read_bytes(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) -> bytes:
+    """Return a file's bytes, never more than limits.max_bytes of them.
+
+    source and name as `read_image` has them. Raises ImageError where the file is missing, unreadable or too
+    large; what the bytes are is not looked at.
+    """
+    if isinstance(source, bytes):
+        if len(source) > limits.max_bytes:
+            raise _too_many_bytes(name, f"has {len(source):,} bytes", limits)
+        return source
     try:
         if not isinstance(source, Path):
             return _read_bounded(source, name, limits)
@@ -197,6 +209,11 @@ def _kind(data: bytes) -> str | None:
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
         return "HEIC"
     return None
+
+
+def is_document(data: bytes) -> bool:
+    """Whether the bytes are a PDF, whatever their file is called; see pixedge.documents."""
+    return b"%PDF-" in data[:_PDF_HEADER_WITHIN]
 
 
 def _heic_loader(name: str) -> type[ImageFile.ImageFile]:

@@ -48,11 +48,12 @@ def check_schema(schema: Any) -> None:
     for place, each in _subschemas(schema, "#", 0):
         if isinstance(each, dict):
             _check_keywords(place, each)
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+    from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
     from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
 
     try:
-        Draft202012Validator.check_schema(schema)
+        # Without formats: patterns are not those of Python's re, and llguidance looks at them next.
+        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(()))
     except SchemaError as error:
         path = [str(part) for part in error.absolute_path]
         keyword = f"{path[-1]!r} at {_pointer(path[:-1])}" if path else "the schema itself"

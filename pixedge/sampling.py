@@ -127,6 +127,16 @@ class Sampler:
         self._seen: torch.Tensor | None = None  # bool [vocab]: in prompt or answer
         self._counts: torch.Tensor | None = None  # float32 [vocab]: occurrences in the answer
 
+    @property
+    def unconditional(self) -> bool:
+        """Whether the logits, and a number from ``uniform`` unless greedy, are all that a choice needs."""
+        held = self.constraint is not None
+        return not (held or self._repeats or self._counts_used or self.params.logprobs)
+
+    def uniform(self) -> float:
+        """Take the next number in [0, 1) from the generator: one for each token that is drawn."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
     def sample(self, logits: torch.Tensor) -> SampledToken:
         """Choose the next token from logits [vocab] of any float type and device.
 
@@ -148,8 +158,9 @@ class Sampler:
         if self.constraint is not None:
             # From here on there are no other tokens: an index counts among the allowed ones.
             allowed = self.constraint.allowed()
-            values = values[allowed]
-            raw, scores = torch.from_numpy(values), torch.from_numpy(scores.numpy()[allowed])
+            values, same = values[allowed], scores is raw
+            raw = torch.from_numpy(values)
+            scores = raw if same else torch.from_numpy(scores.numpy()[allowed])
         index = int(scores.numpy().argmax()) if self.params.greedy else self._draw(scores)
         token = index if allowed is None else int(allowed[index])
         if self.constraint is not None:
@@ -194,23 +205,26 @@ class Sampler:
         # Relative to the best, so that the smallest temperature gives -inf or 0 and never inf - inf; a
         # temperature that float32 would round to 0 must not divide.
         temperature = max(params.temperature, torch.finfo(torch.float32).tiny)
-        scores = (scores - scores.max()) / temperature
+        values = scores.numpy()
+        with np.errstate(over="ignore"):
+            relative = (values - values.max()) / np.float32(temperature)
+        ids: np.ndarray | None = None
         if params.min_p > 0.0:
-            ids = torch.nonzero(scores >= math.log(params.min_p)).squeeze(1)  # [kept]
-        else:
-            ids = torch.arange(scores.numel())
-        scores = scores[ids]
+            ids = np.flatnonzero(relative >= math.log(params.min_p))  # [kept]
+            relative = relative[ids]
         if params.top_k or params.top_p < 1.0:
-            keep = min(params.top_k or scores.numel(), scores.numel())
-            scores, order = _nucleus(scores, keep, params.top_p)
-            ids = ids[order]
-        # Inverse transform sampling: one uniform number, whatever the number of candidates.
-        cumulative = torch.softmax(scores.double(), dim=0).cumsum(0)
-        uniform = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative[-1]
-        index = int(torch.searchsorted(cumulative, uniform, right=True))
+            keep = min(params.top_k or len(relative), len(relative))
+            best, order = _nucleus(torch.from_numpy(relative), keep, params.top_p)
+            relative = best.numpy()
+            ids = order.numpy() if ids is None else ids[order.numpy()]
+        # Inverse transform sampling: one uniform number, whatever the number of candidates. In numpy for the
+        # reason that ``sample`` gives; on a vocabulary of 131,072 it takes a tenth of the time too.
+        cumulative = np.exp(relative.astype(np.float64)).cumsum()
+        uniform = self.uniform() * cumulative[-1]
         # Rounding can carry the product up to the total: the last token that has a share of it.
-        last = int(torch.searchsorted(cumulative, cumulative[-1]))
-        return int(ids[min(index, last)])
+        last = int(np.searchsorted(cumulative, cumulative[-1]))
+        index = min(int(np.searchsorted(cumulative, uniform, side="right")), last)
+        return index if ids is None else int(ids[index])
 
 
 def _most_likely(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -103,6 +103,25 @@ def test_the_length_of_an_answer(model):
         assert "200" in more.text and "64" in more.text
 
 
+def test_text_without_end_is_not_tokenised(model):
+    """A million characters are the limit of a small model; below it, text is split and its tokens counted."""
+    with serving(model) as server, httpx.Client(base_url=server.url) as client:
+        limit = 1 << 20
+        for content in (
+            "a" * (limit + 1),
+            [{"type": "text", "text": "a" * limit}, {"type": "text", "text": "b"}],
+        ):
+            body = ask() | {"messages": [{"role": "user", "content": content}]}
+            refused = client.post(CHAT, json=body)
+            assert refused.status_code == 400
+            assert f"{limit + 1:,} characters and the limit is {limit:,}" in refused.text
+        body = ask() | {"messages": [{"role": "user", "content": "a" * 10_000}]}
+        assert "the prompt has 10,0" in client.post(CHAT, json=body).text
+        many = [{"role": role, "content": "a"} for role in ("user", "assistant")] * 2049
+        refused = client.post(CHAT, json=ask() | {"messages": many})
+        assert refused.status_code == 400 and "4,098 items and the limit is 4,096" in refused.text
+
+
 def test_a_fault_of_the_engine_ends_with_its_request(model, monkeypatch):
     """It is told to the client whose request it is, before or in the middle of a stream."""
     with slowed(model, 0.01), serving(model) as server, httpx.Client(base_url=server.url) as client:
