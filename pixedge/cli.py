@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from pixedge.commands.batch import batch
+from pixedge.commands.doctor import doctor
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
 from pixedge.commands.pull import pull
@@ -144,6 +145,7 @@ main.add_command(batch)
 main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)
+main.add_command(doctor)
 main.add_command(report)
 main.add_command(pull)
 main.add_command(import_)
