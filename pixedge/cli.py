@@ -13,6 +13,7 @@ import click
 
 from pixedge.commands.batch import batch
 from pixedge.commands.chat import chat
+from pixedge.commands.doctor import doctor
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
 from pixedge.commands.pull import pull
@@ -139,6 +140,7 @@ main.add_command(chat)
 main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)
+main.add_command(doctor)
 main.add_command(report)
 main.add_command(pull)
 main.add_command(import_)
