@@ -1,7 +1,7 @@
-"""The pictures of the export report, as SVG: errors over depth, shares of a whole, lengths.
+"""The plots of the export report, as SVG: errors over depth.
 
-Series differ in colour, line and marker; parts of a bar carry the numbers of their rows in the table. Colours
-are classes, which the page defines for a light and for a dark background.
+Series differ in colour, line and marker. Colours are classes, which the page defines for a light and for a
+dark background.
 """
 
 import math
@@ -9,24 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixedge_export.markup import Markup, element, join
-
-PARTS = (
-    ("#0072b2", "#fff"),
-    ("#d55e00", "#000"),
-    ("#009e73", "#000"),
-    ("#7570b3", "#000"),
-    ("#a6761d", "#000"),
-    ("#e7298a", "#000"),
-    ("#666666", "#fff"),
-    ("#4f8f2f", "#000"),
-)
-"""Fill and ink of a bar's parts; each fill is seen on white and on near-black."""
+from pixedge.charts import nice_step
+from pixedge.markup import Markup, element, join
 
 # One panel, in units of which a phone shows about one a pixel.
 _WIDTH, _HEIGHT = 320, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
-_NARROW_PART = 0.04  # of the whole; a number does not fit into a smaller part
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ def error_panels(rows: Sequence[Mapping[str, Any]], method: str) -> Markup:
     keys = {"rtn": "rtn"} if method == "rtn" else {"rtn": "rtn", method: "quantized"}
     values = [row[key] for row in rows for key in keys.values() if math.isfinite(row[key])]
     largest = max(values, default=0.0) or 1.0
-    step = _nice_step(largest / 5)
+    step = nice_step(largest / 5)
     scale = _Scale(max(row["layer"] for row in rows) + 1, step * math.ceil(largest / step - 1e-9))
     ticks = [step * at for at in range(round(scale.top / step) + 1)]
     panels = []
@@ -75,39 +63,6 @@ def error_panels(rows: Sequence[Mapping[str, Any]], method: str) -> Markup:
     return join(legend, element("div", *panels, class_="panels"))
 
 
-def stacked_bar(parts: Mapping[str, int]) -> Markup:
-    """Show parts of a whole in one bar, wide ones numbered from 1 in the order given."""
-    whole = sum(parts.values()) or 1
-    drawn, start = [], 0.0
-    for number, (name, value) in enumerate(parts.items(), start=1):
-        fill, ink = PARTS[(number - 1) % len(PARTS)]
-        share = value / whole
-        title = element("title", f"{number} {name}: {share:.1%}")
-        drawn.append(
-            element(
-                "rect", title, x=f"{start:.4%}", width=f"{share:.4%}", height="100%", fill=fill, class_="part"
-            )
-        )
-        if share >= _NARROW_PART:
-            place = {"x": f"{start + share / 2:.4%}", "y": "50%", "dominant_baseline": "central"}
-            drawn.append(element("text", str(number), text_anchor="middle", fill=ink, **place))
-        start += share
-    label = "Share of each part: " + ", ".join(f"{n} {v / whole:.1%}" for n, v in parts.items())
-    return element("svg", *drawn, class_="stack", role="img", aria_label=label, width="100%", height=36)
-
-
-def swatch(number: int) -> Markup:
-    """Give the number of a bar's part on its colour."""
-    fill, ink = PARTS[(number - 1) % len(PARTS)]
-    return element("span", str(number), class_="swatch", style=f"background:{fill};color:{ink}")
-
-
-def length_bar(share: float) -> Markup:
-    """Show a length as a share of the longest."""
-    bar = element("rect", width=f"{share:.4%}", height="100%", rx=2)
-    return element("svg", bar, class_="length", aria_hidden="true", width="100%", height=12)
-
-
 def _panel(linear: str, series: Sequence[_Series], scale: _Scale, ticks: Sequence[float]) -> Markup:
     right, base = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     drawn = []
@@ -117,7 +72,7 @@ def _panel(linear: str, series: Sequence[_Series], scale: _Scale, ticks: Sequenc
         drawn.append(
             element("text", f"{tick:g}", x=_LEFT - 6, y=y, dominant_baseline="central", text_anchor="end")
         )
-    for layer in range(0, scale.layers, max(1, round(_nice_step((scale.layers - 1) / 6)))):
+    for layer in range(0, scale.layers, max(1, round(nice_step((scale.layers - 1) / 6)))):
         x = f"{scale.x(layer):.2f}"
         drawn.append(element("line", x1=x, x2=x, y1=base, y2=base + 4, class_="axis"))
         drawn.append(element("text", str(layer), x=x, y=base + 16, text_anchor="middle"))
@@ -168,11 +123,3 @@ def _legend_entry(method: str) -> Markup:
 
 def _style(method: str) -> str:
     return "rtn" if method == "rtn" else "own"
-
-
-def _nice_step(least: float) -> float:
-    """Give the smallest of 1, 2 and 5 times a power of ten that is not below ``least``."""
-    if least <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
