@@ -41,7 +41,8 @@ class EngineOptions:
     have 16 bits. cache_tokens: places for tokens of all requests together; None is what plan_cache allows.
     max_requests: those under way at a time. prefill_chunk: tokens of prompts a step takes, which bounds its
     activations and keeps a matrix product busy. shared_chunk: the same while others wait for a token,
-    which comes only when the step is done. picture_bytes: embeddings kept for later questions.
+    which comes only when the step is done. picture_bytes: embeddings kept for later questions. memory_limit:
+    most bytes of the device that the process may hold; None is what is free.
     """
 
     kv_bits: Literal[8, 16] | None = None
@@ -50,6 +51,7 @@ class EngineOptions:
     prefill_chunk: int = 512
     shared_chunk: int = 64
     picture_bytes: int = 256 << 20
+    memory_limit: int | None = None
 
 
 class Engine:
@@ -76,7 +78,14 @@ class Engine:
         self.device, self.dtype, self.stop_ids = device, dtype, stop_ids
         self.options = options or EngineOptions()
         self.kv_bits = self.options.kv_bits or (8 if dtype.itemsize == 2 else 16)
-        tokens = plan_cache(config.decoder, dtype, self.kv_bits, device, self.options.cache_tokens)
+        tokens = plan_cache(
+            config.decoder,
+            dtype,
+            self.kv_bits,
+            device,
+            self.options.cache_tokens,
+            self.options.memory_limit,
+        )
         pool = PagePool.allocate(config.decoder, tokens // PAGE, dtype, device, bits=self.kv_bits)
         self._start(pool)
         _ENGINES.add(self)

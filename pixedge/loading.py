@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 
 from pixedge.artifact import load_decoder, open_artifact
+from pixedge.byte_size import parse_bytes
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
+from pixedge.memory import limit_memory
 from pixedge.model import Model
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import VisionSession
@@ -27,6 +29,9 @@ def load(
     threads: int | None = None,
     kv_cache: str = "auto",
     context: int | None = None,
+    max_image_size: int | None = None,
+    max_requests: int = 16,
+    vram_limit: int | str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Load an exported folder.
@@ -36,7 +41,9 @@ def load(
     ``device``. threads: CPU threads, by default all cores. kv_cache: "16bit" keeps keys and values in dtype,
     "8bit" in half of the memory of a 16-bit dtype; "auto" is 8bit where dtype has 16 bits. context: tokens
     that the cache holds, of all answers under way together; by default the model's context or what memory
-    allows (see pixedge.memory). progress(phase, done, total) reports loading.
+    allows (see pixedge.memory). max_image_size: cap on the longer side of every picture, in pixels.
+    max_requests: answers under way at a time. vram_limit: most memory of ``device`` to take, bytes or text
+    such as "24GiB"; by default what is free. progress(phase, done, total) reports loading.
     Raises UsageError for an argument, ArtifactError or CheckpointError for a folder that is incomplete or
     altered, CapacityError for a cache that memory cannot hold, and PixedgeError when the vision session
     cannot start on its device.
@@ -52,6 +59,13 @@ def load(
         raise UsageError(f"kv_cache is {kv_cache!r}; use {', '.join(KV_BITS)}")
     if context is not None and context < 1:
         raise UsageError(f"context is {context}; give 1 or more tokens")
+    if max_image_size is not None and max_image_size < 1:
+        raise UsageError(f"max_image_size is {max_image_size}; give 1 or more pixels")
+    if max_requests < 1:
+        raise UsageError(f"max_requests is {max_requests}; give 1 or more")
+    limit = parse_bytes(vram_limit, "vram_limit") if isinstance(vram_limit, str) else vram_limit
+    if limit is not None:
+        limit_memory(place, limit)
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads is {threads}; give 1 or more")
@@ -70,9 +84,12 @@ def load(
         vision.warm_up()  # takes all the memory that a picture will ever need, before anything is answered
     if progress:
         progress("vision", 1, 1)
-    options = EngineOptions(kv_bits=KV_BITS[kv_cache], cache_tokens=context)
+    options = EngineOptions(
+        kv_bits=KV_BITS[kv_cache], cache_tokens=context, max_requests=max_requests, memory_limit=limit
+    )
     engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
-    return Model(artifact.config, engine, tokenizer, artifact.folder, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pixedge.config import DecoderConfig
-from pixedge.errors import CapacityError
+from pixedge.errors import CapacityError, UsageError
 from pixedge.kernels.attention import PAGE
 
 SPARE_BYTES = 2 << 30
@@ -22,7 +22,12 @@ def token_bytes(config: DecoderConfig, dtype: torch.dtype, bits: int) -> int:
 
 
 def plan_cache(
-    config: DecoderConfig, dtype: torch.dtype, bits: int, device: torch.device, tokens: int | None
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    bits: int,
+    device: torch.device,
+    tokens: int | None,
+    limit: int | None = None,
 ) -> int:
     """Return how many tokens the cache is to hold, a multiple of 16; the weights are loaded by now.
 
@@ -31,6 +36,9 @@ def plan_cache(
     more than is free.
     """
     each, free = token_bytes(config, dtype, bits), free_memory(device)
+    if limit is not None:
+        left = max(0, limit - held_memory(device))
+        free = left if free is None else min(free, left)
     wanted = -(-(tokens or config.context) // PAGE) * PAGE
     if free is None or wanted * each <= max(free - SPARE_BYTES, free // 2):
         return wanted
@@ -43,6 +51,26 @@ def plan_cache(
         f"a cache for {tokens:,} tokens takes {wanted * each:,} bytes and {free:,} are free; "
         "give a smaller --context" + ("" if bits == 8 else ", or --kv-cache 8bit")
     )
+
+
+def limit_memory(device: torch.device, limit: int) -> None:
+    """Let torch take no more than ``limit`` bytes of a CUDA device; a CPU's memory has no such lock.
+
+    Raises UsageError for less than a byte.
+    """
+    if limit < 1:
+        raise UsageError(f"vram_limit is {limit}; give 1 or more bytes")
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+
+
+def held_memory(device: torch.device) -> int:
+    """Return the bytes of ``device`` that this process holds: RAM in use, or what torch took of a GPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    found = re.search(r"^VmRSS:\s+(\d+) kB", _read(Path("/proc/self/status")), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def free_memory(device: torch.device) -> int | None:

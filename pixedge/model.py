@@ -187,14 +187,24 @@ class Model:
     """A decoder, a vision encoder and a tokenizer that belong together."""
 
     def __init__(
-        self, config: ModelConfig, engine: Engine, tokenizer: Tokenizer, folder: Path, load_seconds: float
+        self,
+        config: ModelConfig,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        folder: Path,
+        load_seconds: float,
+        max_image_size: int | None = None,
     ) -> None:
-        """Join loaded parts; ``pixedge.load`` is the usual way."""
+        """Join loaded parts; ``pixedge.load`` is the usual way.
+
+        max_image_size: the greatest cap that a request may set on the longer side of its pictures, in pixels.
+        """
         self.config = config
         self.engine = engine
         self.tokenizer = tokenizer
         self.folder = folder
         self.load_seconds = load_seconds
+        self.max_image_size = max_image_size
 
     def generate(
         self,
@@ -225,6 +235,8 @@ class Model:
         returns, so a bad picture, message or length raises here: ImageError, MessageError, CapacityError.
         """
         params = params or SamplingParams()
+        caps = [size for size in (self.max_image_size, max_image_size) if size is not None]
+        max_image_size = min(caps, default=None)
         start = time.perf_counter()
         prompt = self.tokenizer.encode(messages, max_image_size, limits)
         image_decode = time.perf_counter() - start

@@ -4,6 +4,9 @@ import re
 
 import click
 
+from pixedge.byte_size import parse_bytes
+from pixedge.errors import UsageError
+
 
 def device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Accept auto, cpu, cuda and cuda:N, where N counts the GPUs from 0."""
@@ -17,3 +20,11 @@ def count(ctx: click.Context, param: click.Parameter, value: int | None) -> int 
     if value is not None and value < 1:
         raise click.BadParameter(f"{value} is too small; give 1 or more", ctx, param)
     return value
+
+
+def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Turn an amount of memory such as 24GiB into bytes."""
+    try:
+        return None if value is None else parse_bytes(value, max(param.opts, key=len))
+    except UsageError as error:
+        raise click.BadParameter(str(error), ctx, param) from None

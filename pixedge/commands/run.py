@@ -1,19 +1,17 @@
 """``pixedge run``: one question, any number of pictures, the answer on standard output."""
 
 import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixedge.commands import answer_figures, option_values
+from pixedge.commands import answer_figures
+from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import check_sources, read_pictures
 from pixedge.commands.standard_input import piped_input
-from pixedge.errors import ArtifactError, UsageError
-from pixedge.last_export import read_last_export
+from pixedge.errors import UsageError
 from pixedge.terminal import note, progress
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ Examples:
 
 @click.command(epilog=_EXAMPLES, short_help="Ask a question about pictures.")
 @click.argument("question", required=False)
-@click.option("--model", metavar="DIR", help="Exported folder [$PIXEDGE_MODEL, else the last export].")
 @click.option(
     "--image",
     "images",
@@ -69,68 +66,17 @@ Examples:
 @click.option("--seed", type=int, metavar="N", help="Same seed, same answer [random].")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before TEXT; repeatable [none].")
 @click.option("--logprobs", type=int, metavar="N", help="With --json: N likeliest beside each token [off].")
-@click.option(
-    "--max-image-size",
-    type=int,
-    callback=option_values.count,
-    metavar="PX",
-    help="Cap on a picture's longer side [the model's].",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
-@click.option(
-    "--device",
-    callback=option_values.device,
-    default="auto",
-    metavar="D",
-    help="auto, cpu, cuda or cuda:N [auto].",
-)
-@click.option(
-    "--vision-device",
-    callback=option_values.device,
-    default="auto",
-    metavar="D",
-    help="The same, for pictures [auto].",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    metavar="T",
-    help="auto, float32, bfloat16 or float16 [auto].",
-)
-@click.option(
-    "--kv-cache",
-    type=click.Choice(["auto", "16bit", "8bit"]),
-    default="auto",
-    metavar="B",
-    help="auto, 16bit or 8bit: half the memory [auto].",
-)
-@click.option(
-    "--context",
-    type=int,
-    callback=option_values.count,
-    metavar="N",
-    help="Tokens to take memory for [the model's].",
-)
-@click.option(
-    "--threads", type=int, callback=option_values.count, metavar="N", help="CPU threads [all cores]."
-)
+@model_options
 @click.option("--quiet", is_flag=True, help="No progress and no figures, only warnings and errors.")
 def run(
     question: str | None,
-    model: str | None,
+    options: ModelOptions,
     images: tuple[str, ...],
     allow_url: bool,
     system: str | None,
-    max_image_size: int | None,
     logprobs: int | None,
     as_json: bool,
-    device: str,
-    vision_device: str,
-    dtype: str,
-    kv_cache: str,
-    context: int | None,
-    threads: int | None,
     quiet: bool,
     **sampling: Any,
 ) -> None:
@@ -142,25 +88,14 @@ def run(
     question = _read_question(question, stdin_taken="-" in images)
     if system is not None:
         _check_text("--system", system)
-    folder = _find_model(model, quiet)
+    folder = options.find(quiet)
     params = _params(logprobs=logprobs, **sampling)
     pictures, decode_seconds = read_pictures(images)
 
-    import pixedge
-
     with progress(quiet=quiet) as report:
-        loaded = pixedge.load(
-            folder,
-            device=device,
-            dtype=dtype,
-            vision_device=vision_device,
-            threads=threads,
-            kv_cache=kv_cache,
-            context=context,
-            progress=report,
-        )
+        loaded = options.load(folder, report)
     messages = _messages(question, system, pictures)
-    answer = _answer(loaded, messages, params, max_image_size, silent=as_json)
+    answer = _answer(loaded, messages, params, options.max_image_size, silent=as_json)
     if as_json:
         result = answer_figures.record(answer, loaded, folder, decode_seconds, time.perf_counter() - start)
         if logprobs is not None:
@@ -195,27 +130,6 @@ def _check_text(name: str, text: str) -> None:
         raise UsageError(f"{name} is empty; give it some text")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError(f"{name} is not valid text in the terminal's encoding; write it in UTF-8")
-
-
-def _find_model(model: str | None, quiet: bool) -> Path:
-    """Give the folder from --model, $PIXEDGE_MODEL or the last export; without --model, say which."""
-    if model is not None:
-        folder, origin = Path(model), "--model"
-    elif named := os.environ.get("PIXEDGE_MODEL"):
-        folder, origin = Path(named), "$PIXEDGE_MODEL"
-    elif last := read_last_export():
-        folder, origin = last, "the last export"
-    else:
-        raise UsageError(
-            "no model was exported yet; run 'pixedge export CHECKPOINT' once, or give --model DIR"
-        )
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder} ({origin}) is not a folder; give one that pixedge export made, or export again"
-        )
-    if model is None and not quiet:
-        note(f"model: {folder} ({origin})")
-    return folder
 
 
 def _params(**values: Any) -> "SamplingParams":

@@ -161,7 +161,7 @@ def test_every_option_arrives(ask, model, folder):
         *("--seed", "11", "--stop", "END", "--stop", "."),
     )
     placing = ("--device", "CUDA:1", "--vision-device", "cpu", "--dtype", "float32", "--threads", "3")
-    cache = ("--kv-cache", "16bit", "--context", "2048")
+    cache = ("--kv-cache", "16bit", "--context", "2048", "--vram-limit", "24GiB")
     assert ask(*sampling, *placing, *cache, "--max-image-size", "512", "hello").exit_code == 0
     path, options = model.loads[0]
     options.pop("progress")
@@ -173,6 +173,8 @@ def test_every_option_arrives(ask, model, folder):
         "threads": 3,
         "kv_cache": "16bit",
         "context": 2048,
+        "max_image_size": 512,
+        "vram_limit": 24 << 30,
     }
     call = model.calls[0]
     assert call.max_image_size == 512
@@ -201,6 +203,8 @@ def test_defaults_are_the_library_s(ask, model):
         "threads": None,
         "kv_cache": "auto",
         "context": None,
+        "max_image_size": None,
+        "vram_limit": None,
         "progress": None,
     }
 
