@@ -13,6 +13,7 @@ import click
 
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
+from pixedge.commands.profile import profile
 from pixedge.commands.pull import pull
 from pixedge.commands.report import report
 from pixedge.commands.run import run
@@ -140,6 +141,7 @@ def main() -> None:
 main.add_command(run)
 main.add_command(export)
 main.add_command(verify)
+main.add_command(profile)
 main.add_command(report)
 main.add_command(pull)
 main.add_command(import_)

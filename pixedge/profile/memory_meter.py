@@ -17,8 +17,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 class Peak:
     """The most bytes during a phase; None where it cannot be told or nothing is there.
 
-    rss: of the process in RAM. torch: that torch took of the GPU. device: of the whole GPU at the phase's end,
-    with ONNX Runtime's arena, CUDA's context and other programs: arenas do not shrink.
+    rss: of the process in RAM. torch: that torch took of the GPU. device: of the whole GPU at the end of the
+    phase, with ONNX Runtime's arena, CUDA's context and other programs; arenas do not shrink.
     """
 
     phase: str
@@ -30,39 +30,44 @@ class Peak:
 class MemoryMeter:
     """Measures phase after phase."""
 
-    def __init__(self) -> None:
-        """Begin with no phase."""
-        self.peaks: list[Peak] = []
+    def __init__(self, device: torch.device) -> None:
+        """Begin with no phase; ``device`` is where the decoder is to run."""
+        self.device = device
+        self._peaks: dict[str, Peak] = {}
+
+    @property
+    def peaks(self) -> list[Peak]:
+        """The phases in the order in which they first began."""
+        return list(self._peaks.values())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what is done inside; a phase that comes again counts with the more of both."""
-        told = _reset()
-        gpu = torch.cuda.is_initialized()
+        """Measure what is done inside; a phase that comes again counts with the greatest of all."""
+        told = _forget_peak()
+        gpu = self.device.type == "cuda"
         if gpu:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(self.device)
         yield
-        taken = device = None
-        if torch.cuda.is_initialized():
-            taken = int(torch.cuda.max_memory_reserved())
-            free, total = torch.cuda.mem_get_info()
-            device = total - free
-        self._add(Peak(name, _peak() if told else None, taken, device))
-
-    def _add(self, peak: Peak) -> None:
-        for at, known in enumerate(self.peaks):
-            if known.phase == peak.phase:
-                more = (_larger(known.rss, peak.rss), _larger(known.torch, peak.torch))
-                self.peaks[at] = Peak(peak.phase, *more, _larger(known.device, peak.device))
-                return
-        self.peaks.append(peak)
-
-
-def _larger(one: int | None, other: int | None) -> int | None:
-    return other if one is None else one if other is None else max(one, other)
+        taken = held = None
+        if gpu:
+            taken = int(torch.cuda.max_memory_reserved(self.device))
+            free, total = torch.cuda.mem_get_info(self.device)
+            held = total - free
+        found = Peak(name, _peak() if told else None, taken, held)
+        known = self._peaks.get(name, found)
+        self._peaks[name] = Peak(
+            name,
+            _greater(known.rss, found.rss),
+            _greater(known.torch, found.torch),
+            _greater(known.device, found.device),
+        )
 
 
-def _reset() -> bool:
+def _greater(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else max(one, other)
+
+
+def _forget_peak() -> bool:
     """Let the system forget this process's peak (proc(5), clear_refs: 5); False where it does not."""
     if sys.platform != "linux":
         return False

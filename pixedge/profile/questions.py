@@ -2,7 +2,6 @@
 
 import io
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pixedge.image import ImageLimits, read_image

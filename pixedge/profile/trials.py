@@ -57,15 +57,14 @@ class Trials:
         assert request.cached < PAGE
         return self.engine.runner.now() - start
 
-    def decode(self, depth: int, batch: int, tokens: int, prompts: Sequence[Prompt] | None = None) -> float:
-        """Return the seconds of ``tokens`` steps of ``batch`` answers, each behind ``depth`` tokens.
+    def decode(self, prompts: Sequence[Prompt], tokens: int) -> float:
+        """Return the seconds of ``tokens`` steps of an answer to each of the prompts, all at a time.
 
-        The prompts are computed before; those that were used before are known and cost nothing.
+        The prompts are computed before; those that were used before are known and cost next to nothing.
         """
-        prompts = prompts or self.texts(depth, batch)
         # While others are under way a prompt goes in small chunks, during which those that are through with
         # theirs get further tokens: room for these too.
-        slack = self.slack(depth, batch)
+        slack = self._slack(max(len(prompt.ids) for prompt in prompts), len(prompts))
         with endless(self.engine):
             requests = [self.submit(prompt, tokens + 1 + slack) for prompt in prompts]
             try:
@@ -74,7 +73,7 @@ class Trials:
                 for _ in range(tokens):
                     self.engine.step()
                 seconds = self.engine.runner.now() - start
-                assert all(request.error is None and not request.finished for request in requests)
+                assert not any(request.finished for request in requests)
             finally:
                 for request in requests:
                     self.engine.cancel(request)
@@ -84,13 +83,13 @@ class Trials:
         """Draw prompts for ``decode``; behind no tokens an answer begins from a single one."""
         return [self.text(max(1, depth)) for _ in range(batch)]
 
-    def slack(self, depth: int, batch: int) -> int:
+    def _slack(self, depth: int, batch: int) -> int:
         """Tokens that the first of ``batch`` answers may get before the last one begins."""
         return 1 + (batch - 1) * (max(1, depth) // self.engine.options.shared_chunk + 2)
 
     def fits(self, depth: int, batch: int, tokens: int) -> bool:
         """Whether ``decode`` has room."""
-        each = max(1, depth) + tokens + 1 + self.slack(depth, batch)
+        each = max(1, depth) + tokens + 1 + self._slack(depth, batch)
         pages = -(-each // PAGE) * batch
         return (
             each <= self.room
