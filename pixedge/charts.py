@@ -4,7 +4,7 @@ Parts of a bar carry the numbers of their rows in the table beside it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pixedge.markup import Markup, element
 
@@ -23,9 +23,12 @@ PARTS = (
 _NARROW_PART = 0.04  # of the whole; a number does not fit into a smaller part
 
 
-def stacked_bar(parts: Mapping[str, int]) -> Markup:
-    """Show parts of a whole in one bar, wide ones numbered from 1 in the order given."""
-    whole = sum(parts.values()) or 1
+def stacked_bar(parts: Mapping[str, int], longest: int | None = None) -> Markup:
+    """Show parts of a whole in one bar, wide ones numbered from 1 in the order given.
+
+    longest: the whole of the longest of several bars, which fills the width; None where there is one bar.
+    """
+    whole = longest or sum(parts.values()) or 1
     drawn, start = [], 0.0
     for number, (name, value) in enumerate(parts.items(), start=1):
         fill, ink = PARTS[(number - 1) % len(PARTS)]
@@ -48,6 +51,15 @@ def swatch(number: int) -> Markup:
     """Give the number of a bar's part on its colour."""
     fill, ink = PARTS[(number - 1) % len(PARTS)]
     return element("span", str(number), class_="swatch", style=f"background:{fill};color:{ink}")
+
+
+def span_bar(spans: Sequence[tuple[float, float]]) -> Markup:
+    """Show when something went on: begins and lengths as shares of all the time, none too short to see."""
+    drawn = [
+        element("rect", x=f"{begin:.4%}", width=f"{max(length, 0.002):.4%}", height="100%")
+        for begin, length in spans
+    ]
+    return element("svg", *drawn, class_="length", aria_hidden="true", width="100%", height=14)
 
 
 def length_bar(share: float) -> Markup:

@@ -37,7 +37,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
 figure { margin: 0; padding: .6rem; background: var(--panel); border-radius: .4rem; }
 figcaption { font-weight: 600; overflow-wrap: anywhere; }
-.panel { display: block; width: 100%; }
+.panel { display: block; width: 100%; overflow: visible; }
 .panel text { font-size: 11px; fill: var(--soft); }
 .grid { stroke: var(--line); }
 .axis { stroke: var(--soft); }

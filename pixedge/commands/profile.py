@@ -187,7 +187,8 @@ def _measure(
     missing = [name for name in ("onnx", "pixedge_export") if find_spec(name) is None]
     if missing:
         raise PixedgeError(
-            f"--synthetic needs {' and '.join(missing)} to make an encoder; run: pip install 'pixedge[export]'"
+            f"--synthetic needs {' and '.join(missing)} to make an encoder; "
+            "run: pip install 'pixedge[export]'"
         )
     from pixedge.profile.run import profile_random
 

@@ -39,7 +39,8 @@ def read_before(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise PixedgeError(
-                f"{file} is of format {found['format']!r:.20} and this pixedge compares {FORMAT}; profile again"
+                f"{file} is of format {found['format']!r:.20}, and this pixedge compares {FORMAT}; "
+                "profile again"
             )
         for row in found["rows"]:
             str(row["name"])

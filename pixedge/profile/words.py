@@ -12,7 +12,7 @@ def seconds(value: float | None) -> str:
     """
     if value is None:
         return ""
-    return f"{_digits(value)} s" if value >= 1 else f"{_digits(1000 * value)} ms"
+    return f"{digits(value)} s" if value >= 1 else f"{digits(1000 * value)} ms"
 
 
 def rate(value: float | None, unit: str | None) -> str:
@@ -21,7 +21,7 @@ def rate(value: float | None, unit: str | None) -> str:
     >>> rate(481.2, "tokens"), rate(4.43, "tokens"), rate(None, None)
     ('481 tokens/s', '4.43 tokens/s', '')
     """
-    return "" if value is None else f"{_digits(value)} {unit}/s"
+    return "" if value is None else f"{digits(value)} {unit}/s"
 
 
 def percent(share: float | None) -> str:
@@ -44,7 +44,12 @@ def spread(row: Mapping[str, Any]) -> str:
     return "one run" if row["spread"] is None else f"± {row['spread'] / row['seconds']:.1%}"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Write a number with three digits, or all before the point.
+
+    >>> digits(0.12345), digits(43.21), digits(15324.8)
+    ('0.123', '43.2', '15,325')
+    """
     for places, least in ((0, 99.95), (1, 9.995), (2, 0.9995)):
         if value >= least:
             return f"{value:,.{places}f}"
