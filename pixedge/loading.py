@@ -7,8 +7,21 @@ from typing import Literal
 
 import torch
 
-from pixedge.artifact import load_decoder, open_artifact
-from pixedge.byte_size import parse_bytes
+    options = EngineOptions(
+        kv_bits=KV_BITS[kv_cache], cache_tokens=context, max_requests=max_requests, memory_limit=limit
+    )
+    engine = Engine(
+        artifact.config,
+        decoder,
+        vision,
+        place,
+        chosen,
+        tokenizer.stop_ids,
+        options,
+        lambda done, total: progress("kernels", done, total) if progress else None,
+    )
+    seconds = time.perf_counter() - start
+    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.memory import limit_memory
@@ -73,7 +86,7 @@ def load(
     tokenizer = Tokenizer(
         artifact.folder / "tekken.json", artifact.config.vision, artifact.config.decoder.vocab_size
     )
-    decoder = load_decoder(
+    decoder = load_any_decoder(
         artifact, chosen, place, lambda done, total: progress("weights", done, total) if progress else None
     )
     if progress:
@@ -84,12 +97,27 @@ def load(
         vision.warm_up()  # takes all the memory that a picture will ever need, before anything is answered
     if progress:
         progress("vision", 1, 1)
+<<<<<<< HEAD
     options = EngineOptions(
         kv_bits=KV_BITS[kv_cache], cache_tokens=context, max_requests=max_requests, memory_limit=limit
     )
     engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
     seconds = time.perf_counter() - start
     return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
+=======
+    options = EngineOptions(kv_bits=KV_BITS[kv_cache], cache_tokens=context)
+    engine = Engine(
+        artifact.config,
+        decoder,
+        vision,
+        place,
+        chosen,
+        tokenizer.stop_ids,
+        options,
+        lambda done, total: progress("kernels", done, total) if progress else None,
+    )
+    return Model(artifact.config, engine, tokenizer, artifact.folder, time.perf_counter() - start)
+>>>>>>> part-a
 
 
 def choose_device(name: str) -> torch.device:

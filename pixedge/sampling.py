@@ -112,6 +112,15 @@ class Sampler:
         self._seen: torch.Tensor | None = None  # bool [vocab]: in prompt or answer
         self._counts: torch.Tensor | None = None  # float32 [vocab]: occurrences in the answer
 
+    @property
+    def unconditional(self) -> bool:
+        """Whether the logits, and a number from ``uniform`` unless greedy, are all that a choice needs."""
+        return not (self._repeats or self._counts_used or self.params.logprobs)
+
+    def uniform(self) -> float:
+        """Take the next number in [0, 1) from the generator: one for each token that is drawn."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
     def sample(self, logits: torch.Tensor) -> SampledToken:
         """Choose the next token from logits [vocab] of any float type and device.
 
@@ -180,7 +189,7 @@ class Sampler:
             ids = ids[order]
         # Inverse transform sampling: one uniform number, whatever the number of candidates.
         cumulative = torch.softmax(scores.double(), dim=0).cumsum(0)
-        uniform = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative[-1]
+        uniform = self.uniform() * cumulative[-1]
         index = int(torch.searchsorted(cumulative, uniform, right=True))
         # Rounding can carry the product up to the total: the last token that has a share of it.
         last = int(torch.searchsorted(cumulative, cumulative[-1]))

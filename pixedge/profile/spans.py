@@ -48,7 +48,7 @@ class Recorder:
         watched: list[tuple[Any, str, Callable[..., Any]]] = [
             (engine, "step", lambda: ("step", {})),
             (runner.pictures, "encode", _picture),
-            (runner, "logits", _parts),
+            (runner, "outcomes", _parts),
         ]
         for owner, method, tell in watched:
             # On the object itself, which hides its class's method until it is taken away again.

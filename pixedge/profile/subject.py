@@ -6,7 +6,10 @@ from pathlib import Path
 import torch
 
 from pixedge.config import ModelConfig
+from pixedge.decoder import Decoder
 from pixedge.engine import Engine, EngineOptions
+from pixedge.kernels.cpu.products import Int4Cpu
+from pixedge.kernels.int4 import Reference, TorchCpu
 from pixedge.kernels.vision.fast import operators_file
 from pixedge.linear import Int4Linear
 from pixedge.loading import DTYPES, KV_BITS, choose_device
@@ -14,13 +17,13 @@ from pixedge.memory import limit_memory
 from pixedge.model import Model
 from pixedge.plan import Setup
 from pixedge.profile.limits import finish
-from pixedge.profile.random_decoder import GROUP_SIZE, random_decoder
+from pixedge.profile.random_decoder import GROUP_SIZE, random_any_decoder
 from pixedge.stored_weights import Layout, VisionForm
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import FUSED_GRAPH, VisionSession
 
 TOKENIZER_FILE = "tekken.json"
-_LAYOUTS: dict[str, Layout] = {"Int4Cpu": "cpu", "TorchCpu": "torch", "Reference": "reference"}
+_LAYOUTS: dict[type, Layout] = {Int4Cpu: "cpu", TorchCpu: "torch", Reference: "reference"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ class Subject:
     @property
     def layout(self) -> Layout:
         """How the 4-bit linears lie in memory."""
-        modules = self.model.engine.decoder.layers.modules()
-        kernels = (type(each.kernel).__name__ for each in modules if isinstance(each, Int4Linear))
-        return _LAYOUTS.get(next(kernels, ""), "cuda")
+        decoder = self.model.engine.decoder
+        if not isinstance(decoder, Decoder):
+            return "cuda"
+        kernels = (each.kernel for each in decoder.layers.modules() if isinstance(each, Int4Linear))
+        return _LAYOUTS[type(next(kernels))]
 
     @property
     def setup(self) -> Setup:
@@ -113,7 +118,7 @@ def random_subject(
     made = replace(config, decoder=replace(config.decoder, n_layers=layers))
     tokenizer = Tokenizer(folder / TOKENIZER_FILE, made.vision, made.decoder.vocab_size)
     with torch.inference_mode():
-        decoder = random_decoder(made.decoder, chosen, place)
+        decoder = random_any_decoder(made.decoder, chosen, place)
     vision = VisionSession(folder, made, seen, threads, exact=chosen == torch.float32)
     if seen.type == "cuda":
         vision.warm_up()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from pixedge.decoder import Decoder
 from pixedge.engine import Engine
 from pixedge.kernels.attention import PAGE
 from pixedge.model import Model
@@ -103,14 +104,17 @@ class Trials:
         It does not grow with the layers, so a step's time at another number of them follows from it.
         """
         engine = self.engine
-        weight = engine.decoder.norm.weight
-        hidden = torch.ones(batch, engine.config.decoder.dim, dtype=engine.dtype, device=weight.device)
-        samplers = [Sampler(SamplingParams()) for _ in range(batch)]
+        shape = (batch, engine.config.decoder.dim)
+        hidden = torch.ones(shape, dtype=engine.dtype, device=engine.device)
         with torch.inference_mode():
             start = engine.runner.now()
-            rows = engine.decoder.lm_head(hidden).float().cpu()
-            for sampler, row in zip(samplers, rows, strict=True):
-                sampler.sample(row)
+            if isinstance(engine.decoder, Decoder):
+                for row in engine.decoder.lm_head(hidden).float().cpu():
+                    Sampler(SamplingParams()).sample(row)
+            else:
+                from pixedge.profile.random_gpu_decoder import choose_on_gpu
+
+                choose_on_gpu(engine.runner, hidden)
             return engine.runner.now() - start
 
     def encode(self, pixels: np.ndarray) -> float:
