@@ -7,21 +7,8 @@ from typing import Literal
 
 import torch
 
-    options = EngineOptions(
-        kv_bits=KV_BITS[kv_cache], cache_tokens=context, max_requests=max_requests, memory_limit=limit
-    )
-    engine = Engine(
-        artifact.config,
-        decoder,
-        vision,
-        place,
-        chosen,
-        tokenizer.stop_ids,
-        options,
-        lambda done, total: progress("kernels", done, total) if progress else None,
-    )
-    seconds = time.perf_counter() - start
-    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
+from pixedge.artifact import load_any_decoder, open_artifact
+from pixedge.byte_size import parse_bytes
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.memory import limit_memory
@@ -97,15 +84,9 @@ def load(
         vision.warm_up()  # takes all the memory that a picture will ever need, before anything is answered
     if progress:
         progress("vision", 1, 1)
-<<<<<<< HEAD
     options = EngineOptions(
         kv_bits=KV_BITS[kv_cache], cache_tokens=context, max_requests=max_requests, memory_limit=limit
     )
-    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
-    seconds = time.perf_counter() - start
-    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
-=======
-    options = EngineOptions(kv_bits=KV_BITS[kv_cache], cache_tokens=context)
     engine = Engine(
         artifact.config,
         decoder,
@@ -116,8 +97,8 @@ def load(
         options,
         lambda done, total: progress("kernels", done, total) if progress else None,
     )
-    return Model(artifact.config, engine, tokenizer, artifact.folder, time.perf_counter() - start)
->>>>>>> part-a
+    seconds = time.perf_counter() - start
+    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
 
 
 def choose_device(name: str) -> torch.device:

@@ -61,7 +61,7 @@ def _rows(found: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("test")
     table.add_column("stage", style="dim")
-    for name in ("median", "± spread", "rate", "limit", "share", "bound by", "plan"):
+    for name in ("median", "± spread", "rate", "limit", "share", "bound by", "planned"):
         table.add_column(name, justify="right")
     if cut:
         for name in (f"{found['model']['whole_layers']} layers, reckoned", "rate, reckoned"):
@@ -92,7 +92,7 @@ def _memory(found: Mapping[str, Any]) -> Table:
     gpu = found["memory"]["plan"]["setup"]["device"] == "cuda"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("most memory while")
-    for name in (*(("GPU, all", "GPU, torch") if gpu else ()), "process", "plan"):
+    for name in (*(("GPU, all", "GPU, torch") if gpu else ()), "process", "planned"):
         table.add_column(name, justify="right")
     for phase in found["memory"]["phases"]:
         keys = (*(("device", "torch") if gpu else ()), "rss", "planned")
