@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LONG_WARM_UP = 10.0
+LONG_WARM_UP = 5.0
 """Seconds. A first run that takes longer than this counts: what warms up is a small part of it."""
 
 
