@@ -16,6 +16,7 @@ from pixedge.commands.chat import chat
 from pixedge.commands.doctor import doctor
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
+from pixedge.commands.profile import profile
 from pixedge.commands.pull import pull
 from pixedge.commands.report import report
 from pixedge.commands.run import run
@@ -141,6 +142,7 @@ main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)
 main.add_command(doctor)
+main.add_command(profile)
 main.add_command(report)
 main.add_command(pull)
 main.add_command(import_)
