@@ -9,9 +9,17 @@ from hypothesis import settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the Triton kernels run in triton's interpreter, but for `-m gpu`; before triton is imported."""
+    """Without `-m gpu` no GPU is seen and Triton's kernels are interpreted: tests are the same everywhere.
+
+    Both are asked for before triton is imported and CUDA is begun with.
+    """
     if config.option.markexpr != "gpu":
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        from tests.gpu_record import Record
+
+        config.pluginmanager.register(Record(), "gpu_record")
 
 
 # Examples are bounded by number: on a busy machine one example may take any time.
