@@ -97,6 +97,13 @@ class Tokenizer:
             raise MessageError(
                 f"the conversation does not fit the template of {self.file.name}: {error}"
             ) from error
+        except ValueError as error:
+            if "Regex error" not in str(error):
+                raise
+            # tiktoken's splitter gives up at about a million blanks in a row
+            raise MessageError(
+                "a text has a run of blanks that is too long for the tokenizer; shorten it"
+            ) from None
         ids = tuple(encoded.tokens)
         images = tuple(np.ascontiguousarray(image, dtype=np.float32) for image in encoded.images)
 

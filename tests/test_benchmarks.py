@@ -73,6 +73,16 @@ def test_vision(tmp_path):
     assert found["peak_bytes"]["ours"] > 1e8
 
 
+def test_constraint(tmp_path):
+    size = ["--tekken", ROOT / "models" / "demo" / "tekken.json", "--scale", 0.02, "--tokens", 4]
+    found = last_line(tmp_path, "constraint.py", *size)
+    assert found["vocabulary"] == 3072 and len(found["formats"]) == 4
+    for row in found["formats"]:
+        mask = row["mask_seconds"]
+        assert 0 < mask["median"] <= mask["greatest"] < 0.5 and row["masks"] > 20
+        assert all(abs(step["lost_seconds"]) < 1 for step in row["steps"].values())
+
+
 def test_speed_takes_medians():
     middle = runpy.run_path(str(ROOT / "benchmarks" / "speed.py"))["middle"]
     rounds = [{"name": "a", "cases": [{"seconds": s, "tokens": 4}]} for s in (3.0, 1.0, 2.0)]
