@@ -96,6 +96,7 @@ class Fields:
         for name in self._values:
             if name not in self._read:
                 shown = self.path(name)[:80]
+                shown = shown if shown.isprintable() else ascii(shown)
                 raise Refusal(
                     400,
                     f"{shown} is not a field that pixedge knows; leave it out, or check its spelling",

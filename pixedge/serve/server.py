@@ -96,6 +96,21 @@ def serve(
 
     ``started`` is called once requests are taken.
     """
+    server = make_server(model, settings, tls, started)
+    # what strangers send is no reason to fill a log
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    with _quiet_signals() as received:
+        server.run([sock])
+    return 130 if signal.SIGINT in received else 0
+
+
+def make_server(
+    model: Model,
+    settings: Settings,
+    tls: ssl.SSLContext | None = None,
+    started: Callable[[], None] = lambda: None,
+) -> "Server":
+    """Prepare what ``serve`` runs; any thread may run it, and ``should_exit`` makes it drain."""
     app = create_app(model, settings)
     config = uvicorn.Config(
         app,
@@ -111,22 +126,18 @@ def serve(
         timeout_graceful_shutdown=round(settings.drain_seconds) + _LAST_RESORT,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    # what strangers send is no reason to fill a log
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    server = _Server(config, app.state.service, settings.drain_seconds, started)
-    with _quiet_signals() as received:
-        server.run([sock])
-    return 130 if signal.SIGINT in received else 0
+    return Server(config, app.state.service, settings.drain_seconds, started)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, which tells the service when to end."""
 
     def __init__(
         self, config: uvicorn.Config, service: Service, drain_seconds: float, started: Callable[[], None]
     ) -> None:
+        """Take what uvicorn runs; drain_seconds is for what is under way at the end."""
         super().__init__(config)
-        self._service, self._drain_seconds, self._on_start = service, drain_seconds, started
+        self.service, self._drain_seconds, self._on_start = service, drain_seconds, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take requests."""
@@ -135,8 +146,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what is under way end by itself, or end it when its time is over."""
-        self._service.drain()
-        last = asyncio.get_running_loop().call_later(self._drain_seconds, self._service.end)
+        self.service.drain()
+        last = asyncio.get_running_loop().call_later(self._drain_seconds, self.service.end)
         try:
             await super().shutdown(sockets)
         finally:
