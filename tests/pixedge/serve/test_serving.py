@@ -19,6 +19,7 @@ import pixedge
 from pixedge.serve.driver import FRAME
 from tests.doors import data_url, png
 from tests.engines import check_books
+from tests.exported_demo import exported_demo
 from tests.serving import CHAT, ask, metric, serving, slowed, wait_for
 from tests.small_exports import small_export
 
@@ -307,8 +308,13 @@ async def many_clients(server, count, seconds):
     return outcomes
 
 
-def load(model, seconds):
-    """64 clients, leaving at random: nothing lost, nothing kept, every page returned."""
+def load(folder, seconds):
+    """64 clients of the demo, leaving at random: nothing lost, nothing kept, every page returned.
+
+    Its answers go on to their length, so that each one's number of tokens is known.
+    """
+    model = pixedge.load(folder, device="cpu")
+    model.engine.stop_ids = frozenset()
     with serving(model, queue=40) as server:
         asyncio.run(many_clients(server, 64, min(2.0, seconds)))
         gc.collect()
@@ -332,14 +338,14 @@ def _resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_load(model):
-    load(model, 3.0)
+def test_load(tmp_path_factory):
+    load(exported_demo(tmp_path_factory.getbasetemp()), 3.0)
 
 
 @pytest.mark.slow
-def test_load_for_long(model):
+def test_load_for_long(tmp_path_factory):
     """PIXEDGE_LOAD_SECONDS, five minutes unless it says otherwise; memory stays where it was."""
     seconds = float(os.environ.get("PIXEDGE_LOAD_SECONDS", "300"))
-    outcomes, growth = load(model, seconds)
+    outcomes, growth = load(exported_demo(tmp_path_factory.getbasetemp()), seconds)
     print(f"{seconds:g} s of 64 clients: {dict(outcomes)}, resident memory {growth / 2**20:+.1f} MiB")
     assert growth < 64 << 20
