@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from pixedge.errors import UsageError
+from pixedge.messages import shown
 from pixedge.sampling import MAX_SEED, SamplingParams
 from pixedge.serve.errors import Refusal
 from pixedge.serve.fields import Fields
@@ -208,7 +209,7 @@ def _response_format(fields: Fields) -> tuple[FormatKind, str] | None:
     elif kind != "text":
         raise Refusal(
             400,
-            f"response_format.type is {kind!r}; use text, json_object, json_schema, regex or grammar",
+            f"response_format.type is {shown(kind)}; use text, json_object, json_schema, regex or grammar",
             param="response_format.type",
             code="invalid_value",
         )

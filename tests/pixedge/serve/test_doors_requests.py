@@ -127,6 +127,19 @@ FIELDS = {
     "messages that are a string": (asking(messages="hi"), "messages is missing or empty"),
     "a message that is a number": (asking(messages=[5]), "message 0 is a int"),
     "an unknown role": (asking(messages=[{"role": "root", "content": "x"}]), "role 'root'"),
+    "a role of 100,000 letters": (
+        asking(messages=[{"role": "x" * 100_000, "content": "x"}]),
+        "has the role 'xxx",
+    ),
+    "a role of 100,000 lists": (
+        asking(messages=[{"role": [[]] * 100_000, "content": "x"}]),
+        "has the role [[], ",
+    ),
+    "a seed of 4,000 digits": (asking(seed=10**3_999), "seed is 1000"),
+    "a response format of 100,000 letters": (
+        asking(response_format={"type": "x" * 100_000}),
+        "response_format.type",
+    ),
     "a tool's message": (asking(messages=[{"role": "tool", "content": "x"}]), "role 'tool'"),
     "a message with a stray field": (
         asking(messages=[{"role": "user", "content": "x", "name": "me"}]),

@@ -184,7 +184,7 @@ def test_a_head_of_a_byte_now_and_then(server):
 
 def test_a_client_that_takes_nothing_of_a_long_answer(server):
     """The answer has megabytes of log-probabilities; they may not pile up in the server for ever."""
-    body = {**question(), "model": "model", "stream": True, "logprobs": True, "top_logprobs": 20, "n": 16}
+    body = {**question(), "model": "model", "stream": True, "logprobs": True, "top_logprobs": 20, "n": 8}
     data = json.dumps({**body, "max_tokens": 500, "temperature": 5}).encode()
     line = Line(server)
     line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -142,8 +142,7 @@ def test_stop_keeps_what_was_said_and_frees_the_server(page, small_server):
     assert page.locator(".turn:last-child .note").text_content().startswith("Cut off")
 
     ask(page, "Again", wait=False)
-    if page.is_visible("#stop"):  # five tokens may have come already
-        page.click("#stop", timeout=2000)
+    page.dispatch_event("#stop", "click")  # its five tokens may have come already
     page.wait_for_selector(".turn:last-child .tools")
     assert page.is_visible("#send")
 
