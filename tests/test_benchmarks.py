@@ -74,3 +74,14 @@ def test_speed_takes_medians():
     middle = runpy.run_path(str(ROOT / "benchmarks" / "speed.py"))["middle"]
     rounds = [{"name": "a", "cases": [{"seconds": s, "tokens": 4}]} for s in (3.0, 1.0, 2.0)]
     assert middle(rounds) == {"name": "a", "cases": [{"seconds": 2.0, "tokens": 4}]}
+
+
+def test_serving(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    size = ["--tokens", 24, "--repeats", 1, "--asks", 2, "--clients", 1, 2, "--streams", 1, 3, "--threads", 1]
+    found = last_line(base, "serving.py", "--model", exported_demo(base), *size)
+    assert [row["streams"] for row in found["throughput"]] == [1, 3]
+    assert all(0 < row["ratio"] for row in found["throughput"])
+    assert [(row["clients"], row["requests"]) for row in found["first_token"]] == [(1, 2), (2, 4)]
+    assert all(0 < row["p50_seconds"] <= row["p99_seconds"] for row in found["first_token"])
+    assert found["turns"]["cached_tokens"] >= 96
