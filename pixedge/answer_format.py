@@ -56,6 +56,13 @@ class AnswerFormat:
                 f"the {self.noun} has {len(self.text):,} characters and the limit is {MAX_CHARACTERS:,};"
                 " make it shorter"
             )
+        try:
+            self.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the {self.noun} has the unpaired surrogate U+{ord(self.text[error.start]):04X}, which no text"
+                " can hold; leave it out"
+            ) from None
         if self.kind == "schema":
             schema = _parse(self.text)
             check_schema(schema)
