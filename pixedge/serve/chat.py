@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +27,10 @@ from pixedge.serve.stream import EventStream, watched
 from pixedge.tokenizer import Prompt
 
 T = TypeVar("T")
+
+# Up to so many characters text is always split into tokens and they are counted; more where the context is
+# large, sixteen for each of its tokens: usual text has four.
+_MANY_CHARACTERS = 1 << 20
 
 _TOO_LONG = "context_length_exceeded"
 
@@ -147,11 +151,29 @@ class Chat:
 
     def _prompt(self, asked: ChatRequest) -> Prompt:
         """Read the pictures and build the token ids; in a thread."""
+        self._check_text(asked.messages)
         messages = read_pictures(asked.messages, self._settings.media)
         sizes = [size for size in (asked.max_image_size, self._model.max_image_size) if size is not None]
         return self._model.tokenizer.encode(
             cast(Messages, messages), min(sizes, default=None), self._settings.media.limits
         )
+
+    def _check_text(self, messages: Sequence[Any]) -> None:
+        """Refuse text that is far too long before it is split into tokens, which takes memory and time."""
+        limit = max(_MANY_CHARACTERS, 16 * self._model.config.decoder.context)
+        count = 0
+        for message in messages:
+            content = message.get("content") if isinstance(message, dict) else None
+            for part in content if isinstance(content, list) else [content]:
+                text = part.get("text") if isinstance(part, dict) else part
+                count += len(text) if isinstance(text, str) else 0
+        if count > limit:
+            raise Refusal(
+                400,
+                f"the messages hold {count:,} characters and the limit is {limit:,}; send less text",
+                param="messages",
+                code=_TOO_LONG,
+            )
 
     def _fit(self, prompt: Prompt, asked: ChatRequest) -> SamplingParams:
         """Refuse what can never fit, with both numbers; give the sampling with how long the answer may be."""
