@@ -25,12 +25,13 @@ from pixedge.errors import CapacityError, PixedgeError
 from pixedge.kernels.attention import PAGE
 from pixedge.kv_cache import PagePool
 from pixedge.memory import plan_cache
+from pixedge.out_of_memory import out_of_memory
 from pixedge.paged_cache import PagedCache
 from pixedge.pictures import PictureCache, Vision
+from pixedge.prompt import Prompt
 from pixedge.request import Request
 from pixedge.runner import Outcome, Parts, prepare_runner
 from pixedge.sampling import SampledToken, Sampler, SamplingParams
-from pixedge.tokenizer import Prompt
 
 if TYPE_CHECKING:
     from pixedge.gpu_decoder import GpuDecoder
@@ -272,7 +273,7 @@ class Engine:
         queue.remove(request)
         self.cache.release(request, disown=error is not None)
         request.embeddings.clear()
-        request.error = error
+        request.error = error and (out_of_memory(error) or error)
         request.finished = True
 
     @contextlib.contextmanager

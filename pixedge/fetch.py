@@ -17,6 +17,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -31,6 +32,10 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _INSTEAD = "download it yourself and give the file"
 
 
+class AddressError(ImageError):
+    """An address that may not be asked, or where nobody answers; its text may name inner addresses."""
+
+
 @dataclass(frozen=True)
 class _Target:
     scheme: str
@@ -39,31 +44,45 @@ class _Target:
     path: str  # with the query, quoted
 
 
-def fetch_image(url: str, limits: ImageLimits, timeout: float = 20.0, allow_private: bool = False) -> bytes:
+def fetch_image(
+    url: str,
+    limits: ImageLimits,
+    timeout: float = 20.0,
+    allow_private: bool = False,
+    allowed: Callable[[str, int], bool] | None = None,
+) -> bytes:
     """Return what an http(s) address holds, at most limits.max_bytes, within timeout seconds in all.
 
     At most MAX_REDIRECTS redirects are followed. With allow_private, addresses inside the private network are
-    let through too. Raises ImageError, naming the URL, for a refused address, a failed connection, an answer
-    other than 200, and when a limit is passed. The bytes are not looked at; that is `read_image`'s part.
+    let through too. allowed is asked about host (in lower case) and port before every look-up, also of a
+    redirect.
+    Raises ImageError, naming the URL, for a refused address, a failed connection and one that takes too long
+    (these as AddressError), for an answer other than 200, and when a limit is passed. The bytes are not
+    looked at; that is `read_image`'s part.
     """
     shown = url if url.isprintable() else ascii(url)
     deadline = time.monotonic() + timeout
     address = url
     try:
         for _ in range(MAX_REDIRECTS + 1):
-            answer = _get(_parse(address, shown), shown, limits, deadline, allow_private)
+            target = _parse(address, shown)
+            if allowed is not None and not allowed(target.host, target.port):
+                raise AddressError(f"{shown} leads to {target.host}, which is not allowed; {_INSTEAD}")
+            answer = _get(target, shown, limits, deadline, allow_private)
             if isinstance(answer, bytes):
                 return answer
             address = urljoin(address, answer)
     except ImageError:
         raise
     except TimeoutError:
-        raise ImageError(f"{shown} took longer than {timeout:g} s; try again, or {_INSTEAD}") from None
+        raise AddressError(f"{shown} took longer than {timeout:g} s; try again, or {_INSTEAD}") from None
     except ssl.SSLCertVerificationError as error:
-        raise ImageError(f"{shown} has no valid certificate ({error.verify_message}); {_INSTEAD}") from error
+        raise AddressError(
+            f"{shown} has no valid certificate ({error.verify_message}); {_INSTEAD}"
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{shown} cannot be downloaded ({reason}); check the address") from error
+        raise AddressError(f"{shown} cannot be downloaded ({reason}); check the address") from error
     raise ImageError(
         f"{shown} redirects more than {MAX_REDIRECTS} times; give the address of the picture itself"
     )
@@ -98,7 +117,7 @@ def _get(
     addresses = _resolve(target, shown, deadline)
     for address in addresses:
         if not allow_private and not _is_public(ipaddress.ip_address(address)):
-            raise ImageError(
+            raise AddressError(
                 f"{shown} is not downloaded because {target.host} is at {address}, which is not a public "
                 f"address; {_INSTEAD}"
             )
@@ -113,8 +132,9 @@ def _get(
         if response.status in _REDIRECTS and (location := response.getheader("Location")):
             return location
         if response.status != 200:
+            reason = f" {response.reason}" if response.reason.isprintable() else ""  # it may hold anything
             raise ImageError(
-                f"{shown} answers {response.status} {response.reason} instead of a picture; check the address"
+                f"{shown} answers {response.status}{reason} instead of a picture; check the address"
             )
         return _read_body(response, shown, limits)
 
@@ -164,7 +184,7 @@ def _resolve(target: _Target, shown: str, deadline: float) -> list[str]:
     except queue.Empty:
         raise TimeoutError from None
     if isinstance(answer, Exception) or not answer:
-        raise ImageError(
+        raise AddressError(
             f"{shown} cannot be downloaded because {target.host} is not known; check the address"
         )
     return answer

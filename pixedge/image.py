@@ -58,6 +58,9 @@ _GET_AGAIN = "copy or download it again"
 # The last chunk of every PNG, with its checksum. Pillow does not miss it once it has the pixels.
 _PNG_END = b"IEND\xaeB`\x82"
 
+# ISO 32000-1, Annex H, note 13: readers accept the header anywhere within the first 1024 bytes.
+_PDF_HEADER_WITHIN = 1024
+
 # A progressive JPEG has about ten scans; each one walks the whole picture, so thousands of empty ones in a
 # small file would keep the decoder busy for hours.
 _MAX_JPEG_SCANS = 500
@@ -76,6 +79,10 @@ _UPRIGHT = {
 # Pillow remarks on broken metadata (EXIF above all) through UserWarning. That says nothing about the picture,
 # so it is hidden from people who have not asked for warnings: appended, any filter of theirs comes first.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin", append=True)
+
+
+class TooManyPixelsError(ImageError):
+    """A picture whose header names more pixels than allowed; nothing of it was decoded."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,12 @@ def read_image(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) 
     """
     if not name.isprintable():
         name = ascii(name)
-    data = source if isinstance(source, bytes) else _read_bytes(source, name, limits)
-    if len(data) > limits.max_bytes:
-        raise _too_many_bytes(name, f"has {len(data):,} bytes", limits)
+    data = read_bytes(source, name, limits)
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); give a picture in {_READABLE}")
     kind = _kind(data)
+    if kind is None and is_document(data):
+        raise ImageError(f"{name} is a PDF, not a picture; give its pages as pictures")
     if kind is None:
         raise ImageError(f"{name} is not a picture that pixedge can read; give {_READABLE}")
     if kind == "JPEG" and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
@@ -140,7 +147,16 @@ def read_image(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) 
         raise ImageError(f"{name} cannot be decoded as {kind} ({reason}); {_GET_AGAIN}") from error
 
 
-def _read_bytes(source: Path | BinaryIO, name: str, limits: ImageLimits) -> bytes:
+def read_bytes(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) -> bytes:
+    """Return a file's bytes, never more than limits.max_bytes of them.
+
+    source and name as `read_image` has them. Raises ImageError where the file is missing, unreadable or too
+    large; what the bytes are is not looked at.
+    """
+    if isinstance(source, bytes):
+        if len(source) > limits.max_bytes:
+            raise _too_many_bytes(name, f"has {len(source):,} bytes", limits)
+        return source
     try:
         if not isinstance(source, Path):
             return _read_bounded(source, name, limits)
@@ -193,6 +209,11 @@ def _kind(data: bytes) -> str | None:
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
         return "HEIC"
     return None
+
+
+def is_document(data: bytes) -> bool:
+    """Whether the bytes are a PDF, whatever their file is called; see pixedge.documents."""
+    return b"%PDF-" in data[:_PDF_HEADER_WITHIN]
 
 
 def _heic_loader(name: str) -> type[ImageFile.ImageFile]:
@@ -256,7 +277,7 @@ def _check_pixels(size: tuple[int, int] | None, kind: str, name: str, limits: Im
     if kind in ("TIFF", "GIF") and Image.MAX_IMAGE_PIXELS is not None:
         limit = min(limit, Image.MAX_IMAGE_PIXELS)  # Pillow warns beyond this while decoding these two
     if size is not None and size[0] * size[1] > limit:
-        raise ImageError(
+        raise TooManyPixelsError(
             f"{name} has {size[0] * size[1]:,} pixels ({size[0]} x {size[1]}) and the limit is {limit:,}; "
             "make the picture smaller"
         )
@@ -366,11 +387,11 @@ def expand_image_arguments(args: Sequence[str]) -> list[str]:
         matches = [path for path in glob.glob(arg, recursive=True) if not os.path.isdir(path)]
         if not matches:
             raise ImageError(f"{arg} matches no file; check the folder and the pattern")
-        expanded.extend(sorted(matches, key=_natural_key))
+        expanded.extend(sorted(matches, key=natural_key))
     return expanded
 
 
-def _natural_key(path: str) -> tuple[list[str | int], str]:
+def natural_key(path: str) -> tuple[list[str | int], str]:
     """Digits compare as numbers; they sit at the odd places, so numbers never meet words."""
     parts = re.split(r"(\d+)", path.casefold())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], path

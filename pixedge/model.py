@@ -6,15 +6,17 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pixedge.answer_format import AnswerFormat
 from pixedge.config import ModelConfig
 from pixedge.engine import Engine
 from pixedge.image import ImageLimits
 from pixedge.messages import Messages
+from pixedge.plan import Plan
 from pixedge.request import Request, Stopwatch
 from pixedge.sampling import SampledToken, Sampler, SamplingParams, StopStrings
 from pixedge.tokenizer import Prompt, TextStream, Tokenizer
@@ -82,7 +84,7 @@ class Stream:
         image_decode: float = 0.0,
     ) -> None:
         """Prepare the answer to a prompt that took ``image_decode`` seconds to build."""
-        self._draft = _Draft(engine, tokenizer, prompt, params, image_decode)
+        self._draft = Draft(engine, tokenizer, prompt, params, image_decode)
         self._pieces = self._draft.pieces()
 
     def __iter__(self) -> Iterator[str]:
@@ -109,8 +111,12 @@ class Stream:
         return self._draft.answer()
 
 
-class _Draft:
-    """What a stream knows about its answer; apart from it, so that a dropped stream is no reference cycle."""
+class Draft:
+    """What is known about an answer so far: it takes the tokens one by one and gives the text they complete.
+
+    Apart from the stream, so that a dropped stream is no reference cycle, and so that a server, which steps
+    the engine for many answers at once, takes their tokens in the same way.
+    """
 
     def __init__(
         self,
@@ -118,53 +124,74 @@ class _Draft:
         tokenizer: Tokenizer,
         prompt: Prompt,
         params: SamplingParams,
-        image_decode: float,
+        image_decode: float = 0.0,
     ) -> None:
+        """Prepare the answer to a prompt that took ``image_decode`` seconds to build."""
         self.finish_reason: FinishReason = "length"
         self.complete = False
+        self.stopped = False
+        """Whether a stop id or a stop string came: no more tokens are wanted."""
+        self.request: Request | None = None
         self._engine = engine
         self._prompt = prompt
-        self._sampler = Sampler(params, prompt.ids)
+        self._sampler = Sampler(params, prompt.ids, tokenizer.constraint(params.answer_format))
         self._text = TextStream(tokenizer)
         self._stops = StopStrings(params.stop)
         self._tokens: list[SampledToken] = []
         self._said: list[str] = []
-        self._request: Request | None = None
         self._image_decode = image_decode
 
-    def pieces(self) -> Generator[str, None, None]:
-        """Compute the answer, one token at a time."""
-        self._request = request = self._engine.submit(self._prompt, self._sampler)
-        with contextlib.closing(self._engine.tokens(request)) as tokens:
-            for token in tokens:
-                self._tokens.append(token)
-                yield from self._say(self._stops.push(self._text.push(token.id)))
-                if token.id in self._engine.stop_ids or self._stops.matched is not None:
-                    self.finish_reason = "stop"
-                    break
-        if len(self._tokens) < request.room:  # it may have been cancelled
+    def submit(self) -> Request:
+        """Queue the prompt; raises what ``Engine.submit`` raises."""
+        self.request = self._engine.submit(self._prompt, self._sampler)
+        return self.request
+
+    def push(self, token: SampledToken) -> str:
+        """Take the next token and give the text that is certain now, perhaps none."""
+        self._tokens.append(token)
+        piece = self._stops.push(self._text.push(token.id))
+        if token.id in self._engine.stop_ids or self._stops.matched is not None:
+            self.finish_reason, self.stopped = "stop", True
+        return self._say(piece)
+
+    def end(self) -> str:
+        """Take note that no more tokens come, and give the text that was held back."""
+        assert self.request is not None
+        if len(self._tokens) < self.request.room:  # it may have been cancelled
             self.finish_reason = "stop"
         # what was held back is part of the answer unless it completes a stop string after all
         rest = self._stops.push(self._text.flush()) + self._stops.flush()
         if self._stops.matched is not None:
             self.finish_reason = "stop"
-        yield from self._say(rest)
         self.complete = True
+        return self._say(rest)
+
+    def pieces(self) -> Generator[str, None, None]:
+        """Compute the answer, one token at a time."""
+        request = self.submit()
+        with contextlib.closing(self._engine.tokens(request)) as tokens:
+            for token in tokens:
+                if piece := self.push(token):
+                    yield piece
+                if self.stopped:
+                    break
+        if rest := self.end():
+            yield rest
 
     def cancel(self) -> None:
         """Let the engine compute no more of it."""
-        if self._request is not None:
-            self._engine.cancel(self._request)
+        if self.request is not None:
+            self._engine.cancel(self.request)
 
     def answer(self) -> Answer:
         """Sum up what has been said."""
-        watch = Stopwatch() if self._request is None else self._request.watch
+        watch = Stopwatch() if self.request is None else self.request.watch
         return Answer(
             text="".join(self._said),
             finish_reason=self.finish_reason,
             prompt_tokens=len(self._prompt.ids),
             image_tokens=self._prompt.n_image_tokens,
-            cached_tokens=0 if self._request is None else self._request.cached,
+            cached_tokens=0 if self.request is None else self.request.cached,
             completion_tokens=len(self._tokens),
             tokens=tuple(self._tokens),
             seed=self._sampler.seed,
@@ -177,10 +204,10 @@ class _Draft:
             ),
         )
 
-    def _say(self, piece: str) -> Iterator[str]:
+    def _say(self, piece: str) -> str:
         if piece:
             self._said.append(piece)
-            yield piece
+        return piece
 
 
 class Model:
@@ -194,16 +221,19 @@ class Model:
         folder: Path,
         load_seconds: float,
         max_image_size: int | None = None,
+        plan: Plan | None = None,
     ) -> None:
         """Join loaded parts; ``pixedge.load`` is the usual way.
 
         max_image_size: the greatest cap that a request may set on the longer side of its pictures, in pixels.
+        plan: of the memory that was taken.
         """
         self.config = config
         self.engine = engine
         self.tokenizer = tokenizer
         self.folder = folder
         self.load_seconds = load_seconds
+        self.plan = plan
         self.max_image_size = max_image_size
 
     def generate(
@@ -211,11 +241,22 @@ class Model:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         max_image_size: int | None = None,
         limits: ImageLimits | None = None,
     ) -> Answer:
         """Answer a conversation; see ``stream`` for the arguments and errors."""
-        stream = self.stream(messages, params, max_image_size=max_image_size, limits=limits)
+        stream = self.stream(
+            messages,
+            params,
+            schema=schema,
+            regex=regex,
+            grammar=grammar,
+            max_image_size=max_image_size,
+            limits=limits,
+        )
         for _ in stream:
             pass
         return stream.answer
@@ -225,20 +266,34 @@ class Model:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         max_image_size: int | None = None,
         limits: ImageLimits | None = None,
+        shorten: bool = False,
     ) -> Stream:
         """Answer a conversation piece by piece.
 
         messages as in OpenAI's chat API, pictures anywhere among a user's text (see pixedge.messages).
-        max_image_size: cap on the longer side of every picture in pixels. The prompt is built before this
-        returns, so a bad picture, message or length raises here: ImageError, MessageError, CapacityError.
+        schema, regex, grammar: what the whole answer must match, a JSON schema (a dict or its text), a
+        regular expression or a Lark grammar, one of them; the same as params.answer_format.
+        max_image_size: cap on the longer side of every picture in pixels. shorten: where the cache has no
+        room for max_tokens but for some, the answer may be as long as there is room, and is not refused. The
+        prompt is built before this returns, so a bad picture, message, length or format raises here:
+        ImageError, MessageError, CapacityError, UsageError.
         """
         params = params or SamplingParams()
+        answer_format = AnswerFormat.choose(schema, regex, grammar)
+        if answer_format is not None:
+            params = replace(params, answer_format=answer_format)
         caps = [size for size in (self.max_image_size, max_image_size) if size is not None]
         max_image_size = min(caps, default=None)
         start = time.perf_counter()
         prompt = self.tokenizer.encode(messages, max_image_size, limits)
         image_decode = time.perf_counter() - start
+        room = self.engine.cache.tokens - len(prompt.ids) + 1
+        if shorten and 0 < room < params.max_tokens:
+            params = replace(params, max_tokens=room)
         self.engine.room(len(prompt.ids), params.max_tokens)  # raises where there is none
         return Stream(self.engine, self.tokenizer, prompt, params, image_decode)

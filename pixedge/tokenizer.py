@@ -10,7 +10,6 @@ its front; and spaces at the end of an assistant's turn are dropped.
 import codecs
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,25 +24,15 @@ from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, Sp
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from pixedge.answer_format import AnswerFormat
 from pixedge.config import VisionConfig
+from pixedge.constraint import Constraint, Vocabulary
 from pixedge.errors import CheckpointError, MessageError, UsageError
 from pixedge.image import ImageLimits
 from pixedge.messages import Messages, Turn, read_messages
+from pixedge.prompt import Prompt as Prompt
 
 _Mistral: TypeAlias = "MistralTokenizer[Any, Any, Any, Any, Any]"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the model is asked: token ids with one [IMG] id per patch, and the pictures they stand for.
-
-    images are float32 [3, H, W] with H and W multiples of the patch size, normalised as in pixedge.image, in
-    the order of their ids. n_image_tokens counts the [IMG] ids alone, without [IMG_BREAK] and [IMG_END].
-    """
-
-    ids: tuple[int, ...]
-    images: tuple[np.ndarray, ...]
-    n_image_tokens: int
 
 
 class Tokenizer:
@@ -67,6 +56,7 @@ class Tokenizer:
                 " use the tokenizer file that came with the checkpoint"
             )
         self._image_ids = _image_ids(self.file, tekken, vision)
+        self._vocabulary = Vocabulary(tekken)
 
     @property
     def vocab_size(self) -> int:
@@ -107,6 +97,13 @@ class Tokenizer:
             raise MessageError(
                 f"the conversation does not fit the template of {self.file.name}: {error}"
             ) from error
+        except ValueError as error:
+            if "Regex error" not in str(error):
+                raise
+            # tiktoken's splitter gives up at about a million blanks in a row
+            raise MessageError(
+                "a text has a run of blanks that is too long for the tokenizer; shorten it"
+            ) from None
         ids = tuple(encoded.tokens)
         images = tuple(np.ascontiguousarray(image, dtype=np.float32) for image in encoded.images)
 
@@ -124,6 +121,13 @@ class Tokenizer:
         """Give the bytes that a token adds to the text; none for a control token."""
         assert 0 <= token < self.vocab_size, f"id {token} outside the vocabulary of {self.vocab_size}"
         return self._tekken.id_to_byte_piece(token)
+
+    def constraint(self, answer_format: AnswerFormat | None) -> Constraint | None:
+        """Begin an answer that matches a format; None without one. Takes up to a second the first time.
+
+        Raises UsageError for a format that cannot be used.
+        """
+        return None if answer_format is None else self._vocabulary.constraint(answer_format)
 
     def _mistral(self, max_image_size: int) -> _Mistral:
         """Give mistral_common's tokenizer with the model's grid; cheap, and no state is shared by callers."""

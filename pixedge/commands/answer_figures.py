@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixedge.commands.peak_memory import peak_memory
+from pixedge.terminal import size
 
 if TYPE_CHECKING:
     from pixedge.model import Answer, Model
+    from pixedge.sampling import SamplingParams
 
 
 def record(
@@ -56,11 +58,14 @@ def logprobs(answer: "Answer", model: "Model") -> list[dict[str, Any]]:
     ]
 
 
-def cut(answer: "Answer", max_tokens: int) -> str:
+def cut(answer: "Answer", params: "SamplingParams") -> str:
     """Say why the answer ends early; for a finish_reason of "length"."""
-    if answer.completion_tokens >= max_tokens:
-        return f"the answer was cut after {max_tokens} tokens; a greater --max-tokens lets it go on"
-    return f"the answer was cut after {answer.completion_tokens} tokens because the model's context is full"
+    lost = f"; it does not match the {params.answer_format.noun}" if params.answer_format else ""
+    if answer.completion_tokens >= params.max_tokens:
+        end = f"after {params.max_tokens} tokens"
+        return f"the answer was cut {end}{lost}; a greater --max-tokens lets it go on"
+    end = f"after {answer.completion_tokens} tokens because the model's context is full"
+    return f"the answer was cut {end}{lost}"
 
 
 def figures(answer: "Answer", model: "Model", n_pictures: int) -> str:
@@ -76,3 +81,26 @@ def figures(answer: "Answer", model: "Model", n_pictures: int) -> str:
         f"load {model.load_seconds:.2f} s",
     ]
     return ", ".join(parts)
+
+
+def stages(answer: "Answer") -> str:
+    """Give the tokens of an answer and the seconds that it took by stage."""
+    timings, rate = answer.timings, answer.tokens_per_second
+    parts = [
+        f"prompt {answer.prompt_tokens} tokens",
+        f"{answer.image_tokens} of them from pictures, {answer.cached_tokens} known from before",
+        f"answer {answer.completion_tokens} tokens" + ("" if rate is None else f" at {rate:.1f} tokens/s"),
+        f"pictures {timings.image_decode:.2f} s",
+        f"encoder {timings.encode:.2f} s",
+        f"prompt {timings.prefill:.2f} s",
+        f"first token after {timings.first_token:.2f} s",
+        f"rest {timings.decode:.2f} s",
+    ]
+    return ", ".join(parts)
+
+
+def memory(model: "Model") -> str:
+    """Give the cache's size and the most memory that the process had."""
+    cache = f"cache {model.engine.cache.tokens:,} tokens in {model.engine.kv_bits} bits"
+    peaks = [f"most {name} memory so far {size(peak)}" for name, peak in peak_memory().items() if peak]
+    return ", ".join([cache, *peaks])

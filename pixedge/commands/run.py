@@ -1,18 +1,18 @@
 """``pixedge run``: one question, any number of pictures, the answer on standard output."""
 
 import json
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixedge.commands import answer_figures
+from pixedge.commands import answer_figures, option_values
 from pixedge.commands.model_options import ModelOptions, model_options
-from pixedge.commands.pictures import check_sources, read_pictures
+from pixedge.commands.pictures import check_sources, longest_side, read_pictures
+from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import UsageError
-from pixedge.terminal import note, progress
+from pixedge.terminal import note, progress, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from pixedge.model import Answer, Model
     from pixedge.sampling import SamplingParams
 
-# A model that has read a picture may repeat what stands in it, and a terminal obeys control characters.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
 _EXAMPLES = """\
 \b
 Examples:
   pixedge run --image photo.jpg "What is written on the sign?"
+  pixedge run --image 'report.pdf[2-5]' "What do these pages say?"
   pixedge run --image 'scans/page*.png' --json "Give the totals." > totals.json
+  pixedge run --image invoice.png --schema invoice.json "Read this invoice."
   curl -s https://example.com/a.png | pixedge run --image - "What is this?"
 """
 
@@ -39,32 +38,18 @@ Examples:
     "images",
     metavar="X",
     multiple=True,
-    help="File, 'pattern', - (stdin) or URL; repeatable [none].",
+    help="File, 'pattern', PDF, x.pdf[2-5], - (stdin), URL; repeatable [none].",
+)
+@click.option(
+    "--dpi",
+    type=int,
+    callback=option_values.count,
+    metavar="N",
+    help="Dots per inch of PDF pages [what the model takes].",
 )
 @click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
-@click.option("--max-tokens", type=int, default=1024, metavar="N", help="Longest answer, in tokens [1024].")
-@click.option(
-    "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest; above 0 varies [0]."
-)
-@click.option(
-    "--top-p", type=float, default=1.0, metavar="P", help="Draw among the likeliest that reach P [1]."
-)
-@click.option("--top-k", type=int, default=0, metavar="K", help="Draw among the K likeliest; 0 is all [0].")
-@click.option(
-    "--min-p", type=float, default=0.0, metavar="P", help="Drop what is below P x the likeliest [0]."
-)
-@click.option(
-    "--repetition-penalty", type=float, default=1.0, metavar="X", help="Above 1 avoids repetition [1]."
-)
-@click.option(
-    "--presence-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, once for a used token [0]."
-)
-@click.option(
-    "--frequency-penalty", type=float, default=0.0, metavar="X", help="-2 to 2, for each use of a token [0]."
-)
-@click.option("--seed", type=int, metavar="N", help="Same seed, same answer [random].")
-@click.option("--stop", metavar="TEXT", multiple=True, help="End the answer before TEXT; repeatable [none].")
+@sampling_options
 @click.option("--logprobs", type=int, metavar="N", help="With --json: N likeliest beside each token [off].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the answer is complete.")
 @model_options
@@ -72,13 +57,14 @@ Examples:
 def run(
     question: str | None,
     options: ModelOptions,
+    sampling: SamplingOptions,
     images: tuple[str, ...],
+    dpi: int | None,
     allow_url: bool,
     system: str | None,
     logprobs: int | None,
     as_json: bool,
     quiet: bool,
-    **sampling: Any,
 ) -> None:
     """Ask QUESTION, with pictures before it in the order given. Without QUESTION it is read from a pipe."""
     start = time.perf_counter()
@@ -89,8 +75,9 @@ def run(
     if system is not None:
         _check_text("--system", system)
     folder = options.find(quiet)
-    params = _params(logprobs=logprobs, **sampling)
-    pictures, decode_seconds = read_pictures(images)
+    params = sampling.params(logprobs=logprobs)
+    cap = options.max_image_size
+    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, cap))
 
     with progress(quiet=quiet) as report:
         loaded = options.load(folder, report)
@@ -102,7 +89,7 @@ def run(
             result["logprobs"] = answer_figures.logprobs(answer, loaded)
         click.echo(json.dumps(result))
     if answer.finish_reason == "length":
-        note(answer_figures.cut(answer, params.max_tokens))
+        note(answer_figures.cut(answer, params))
     if not quiet:
         note(answer_figures.figures(answer, loaded, len(pictures)))
 
@@ -132,12 +119,6 @@ def _check_text(name: str, text: str) -> None:
         raise UsageError(f"{name} is not valid text in the terminal's encoding; write it in UTF-8")
 
 
-def _params(**values: Any) -> "SamplingParams":
-    from pixedge.sampling import SamplingParams
-
-    return SamplingParams(**values)
-
-
 def _messages(question: str, system: str | None, pictures: list["Image.Image"]) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
     content.append({"type": "text", "text": question})
@@ -154,23 +135,16 @@ def _answer(
 ) -> "Answer":
     """Get the answer, and unless silent write it to standard output as it comes, ended by a line end."""
     stream = model.stream(messages, params, max_image_size=max_image_size)
-    controls = _CONTROLS if sys.stdout.isatty() else {}
-
-    def say(text: str) -> None:
-        # Not click.echo, which takes what looks like a colour out of the text.
-        if not silent:
-            sys.stdout.write(text.translate(controls))
-            sys.stdout.flush()
-
+    show = (lambda _: None) if silent else say
     try:
         for piece in stream:
-            say(piece)
+            show(piece)
     except BrokenPipeError:
         raise
     except BaseException as error:
-        say("\n")
+        show("\n")
         if isinstance(error, KeyboardInterrupt):
             raise click.exceptions.Exit(130) from None
         raise
-    say("\n")
+    show("\n")
     return stream.answer

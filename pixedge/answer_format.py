@@ -1,0 +1,172 @@
+"""What an answer must match: a JSON schema, a regular expression or a grammar, checked before any work."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pixedge.errors import UsageError
+from pixedge.json_schema import check_schema
+
+_NOUNS = {"schema": "schema", "regex": "regular expression", "lark": "grammar"}
+
+MAX_CHARACTERS = 100_000
+"""The longest format: far above any in use, and low enough to be read in a second at worst."""
+
+# As in what models write: one space, or a new line with its indentation. Without a bound, white space is the
+# one thing that a model may write for ever without saying anything.
+_WHITESPACE = r"[ ]|\n[ ]{0,32}|\n\t{0,8}"
+# One spelling for each character. With \u0061 for "a" a model could write a key a second time, unseen, and
+# whoever parses the answer would take that one.
+_ESCAPES = '"\\bfnrt'
+_SCHEMA_RULES = {
+    "whitespace_pattern": _WHITESPACE,
+    "json_allowed_escapes": _ESCAPES,
+    "lenient": False,
+    "coerce_one_of": False,
+}
+
+# Where no tag can stand in a Lark grammar: strings, comments, regular expressions.
+_LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    r"""A rule that the whole text of an answer keeps to.
+
+    kind says what text is: "schema" a JSON schema (draft 2020-12) as JSON, "regex" a regular expression that
+    the whole answer matches (in the syntax of Rust's regex, \d being 0 to 9, without look-around and
+    back-references), "lark" a grammar in llguidance's form of Lark whose rule `start` the answer follows.
+
+    Raises UsageError, with the keyword or the place, for a format that is wrong or not supported.
+    """
+
+    kind: Literal["schema", "regex", "lark"]
+    text: str
+
+    def __post_init__(self) -> None:
+        """Check the text; nothing is compiled against a vocabulary yet."""
+        if self.kind not in _NOUNS:
+            raise UsageError(f"the kind of format is {self.kind!r}; use {', '.join(_NOUNS)}")
+        if not isinstance(self.text, str):
+            raise UsageError(f"the {self.noun} is a {type(self.text).__name__}; give a string")
+        if len(self.text) > MAX_CHARACTERS:
+            raise UsageError(
+                f"the {self.noun} has {len(self.text):,} characters and the limit is {MAX_CHARACTERS:,};"
+                " make it shorter"
+            )
+        if self.kind == "schema":
+            schema = _parse(self.text)
+            check_schema(schema)
+            if schema is True:  # a form that llguidance takes no options with
+                object.__setattr__(self, "text", "{}")
+        elif self.kind == "regex" and not self.text:
+            raise UsageError("the regular expression is empty; give one that an answer can match")
+        elif self.kind == "lark":
+            _refuse_control_tokens(self.text)
+        from llguidance import LLMatcher
+
+        fault = LLMatcher.validate_grammar(self.compiled)
+        if fault and not fault.startswith("WARNING"):
+            raise UsageError(f"the {self.noun} cannot be used: {_first_cause(fault)}")
+
+    @classmethod
+    def from_schema(cls, schema: Mapping[str, Any] | bool | str) -> "AnswerFormat":
+        """Take a JSON schema, or its text."""
+        if isinstance(schema, str):
+            return cls("schema", schema)
+        try:
+            return cls("schema", json.dumps(schema, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"the schema cannot be written as JSON: {error}") from None
+
+    @classmethod
+    def json_object(cls) -> "AnswerFormat":
+        """Any JSON object."""
+        return cls.from_schema({"type": "object"})
+
+    @classmethod
+    def from_regex(cls, regex: str) -> "AnswerFormat":
+        """Take a regular expression for the whole answer."""
+        return cls("regex", regex)
+
+    @classmethod
+    def from_lark(cls, grammar: str) -> "AnswerFormat":
+        """Take a Lark grammar with a rule `start`."""
+        return cls("lark", grammar)
+
+    @classmethod
+    def choose(
+        cls,
+        schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+    ) -> "AnswerFormat | None":
+        """Take the one that is given; None without any. Raises UsageError for more than one."""
+        given = {"schema": schema, "regex": regex, "grammar": grammar}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise UsageError(f"{' and '.join(names)} are given, but an answer matches one of them; give one")
+        if schema is not None:
+            return cls.from_schema(schema)
+        if regex is not None:
+            return cls.from_regex(regex)
+        return None if grammar is None else cls.from_lark(grammar)
+
+    @property
+    def noun(self) -> str:
+        """What a person calls it."""
+        return _NOUNS[self.kind]
+
+    @property
+    def compiled(self) -> str:
+        """The grammar in llguidance's own form."""
+        from llguidance import LLMatcher, regex_to_lark
+
+        if self.kind == "schema":
+            return LLMatcher.grammar_from_json_schema(self.text, overrides=_SCHEMA_RULES)  # type: ignore[arg-type]
+        if self.kind == "regex":
+            # \d means 0 to 9 and not the digits of every script, which nobody expects of [A-Z]{2}-\d{4}
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(self.text, use_ascii='d')}/")
+        return LLMatcher.grammar_from_lark(self.text)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"the schema is not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the schema is not JSON that can be read: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _refuse_control_tokens(grammar: str) -> None:
+    """Refuse <name> and <[id]>, with which llguidance would let an answer hold control tokens."""
+    bare = _LARK_LITERALS.sub(lambda literal: " " * len(literal[0]), grammar)
+    if found := re.search(r"<[^\s>]*>?", bare):
+        line = bare.count("\n", 0, found.start()) + 1
+        raise UsageError(
+            f"the grammar asks for the token {found[0]} in line {line}, but an answer never holds control"
+            ' tokens; put text into quotes, as in "<b>"'
+        )
+
+
+def _first_cause(fault: str) -> str:
+    """Give the one line of llguidance's message that says what is wrong, with its place in a grammar."""
+    if fault.startswith("oneOf"):
+        return (
+            "'oneOf' is kept to only where its schemas exclude each other, by their types for one; use anyOf"
+        )
+    if cause := re.search(r"^error: (.+)$", fault, re.MULTILINE):
+        return f"'pattern': {cause[1]}" if fault.startswith("regex parse error") else cause[1]
+    first = fault.partition("\n")[0].strip()
+    if place := re.match(r"(?:at )?(\d+)\((\d+)\): (.*)", first):
+        return f"line {place[1]}, column {place[2]}: {place[3]}"
+    return first[:200]

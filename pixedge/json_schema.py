@@ -1,0 +1,118 @@
+"""Which JSON schemas an answer can be held to, word for word; everything else is refused by its name.
+
+A keyword that is silently left out would give answers that the schema's owner takes for valid. So the
+keywords are listed here: those that are kept to, those that say nothing about an answer, and no others.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pixedge.errors import UsageError
+
+MAX_DEPTH = 64
+
+FORMATS = frozenset(
+    {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
+)
+"""The values of "format" that are kept to."""
+
+_ONE = frozenset({"items", "additionalProperties"})  # a schema
+_LIST = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_VALUES = frozenset(
+    {
+        *("type", "enum", "const", "required", "minProperties", "maxProperties", "minItems", "maxItems"),
+        *("minLength", "maxLength", "pattern", "format"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+        *("$ref", "$anchor", "$id"),
+    }
+)
+_NOTES = frozenset(
+    {
+        *("$schema", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly"),
+        *("writeOnly", "contentEncoding", "contentMediaType", "contentSchema"),
+    }
+)
+KEYWORDS = _ONE | _LIST | _NAMED | _VALUES | _NOTES
+"""Every keyword that a schema may hold; besides, any that begins with x-, as a note."""
+
+
+def check_schema(schema: Any) -> None:
+    """Refuse a schema with a keyword or a value that no answer could be held to.
+
+    Raises UsageError, which names the keyword and where it stands (a JSON pointer).
+    """
+    if schema is False:
+        raise UsageError("the schema is false, which no answer can meet; give one that allows something")
+    # Too deep is refused first: what follows goes down by recursion.
+    for place, each in _subschemas(schema, "#", 0):
+        if isinstance(each, dict):
+            _check_keywords(place, each)
+    from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
+    from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
+
+    try:
+        # Without formats: patterns are not those of Python's re, and llguidance looks at them next.
+        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(()))
+    except SchemaError as error:
+        path = [str(part) for part in error.absolute_path]
+        keyword = f"{path[-1]!r} at {_pointer(path[:-1])}" if path else "the schema itself"
+        raise UsageError(f"the schema is wrong in {keyword}: {error.message[:160]}") from None
+
+
+def _subschemas(schema: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield a schema and all that it holds, each with its place, before going into it."""
+    if depth > MAX_DEPTH:
+        raise UsageError(f"the schema is more than {MAX_DEPTH} schemas deep; use $ref or make it flatter")
+    yield place, schema
+    if not isinstance(schema, dict):
+        return
+    for keyword, value in schema.items():
+        below = f"{place}/{keyword}"
+        if keyword in _ONE:
+            yield from _subschemas(value, below, depth + 1)
+        elif keyword in _LIST and isinstance(value, list):
+            for at, each in enumerate(value):
+                yield from _subschemas(each, f"{below}/{at}", depth + 1)
+        elif keyword in _NAMED and isinstance(value, dict):
+            for name, each in value.items():
+                yield from _subschemas(each, f"{below}/{name}", depth + 1)
+
+
+def _check_keywords(place: str, schema: dict[str, Any]) -> None:
+    for keyword in schema:
+        if keyword not in KEYWORDS and (not keyword.startswith("x-") or keyword == "x-guidance"):
+            raise UsageError(
+                f"the schema has the keyword {keyword!r} at {place}, which pixedge cannot hold an answer to;"
+                " leave it out"
+            )
+    kind = schema.get("format")
+    if isinstance(kind, str) and kind not in FORMATS:
+        raise UsageError(
+            f"the schema has the 'format' {kind!r} at {place}, which pixedge cannot hold an answer to; use"
+            f" {', '.join(sorted(FORMATS))}, or a pattern"
+        )
+    ref = schema.get("$ref")
+    if isinstance(ref, str) and not ref.startswith("#"):
+        raise UsageError(
+            f"the schema has the '$ref' {ref!r} at {place}, which lies outside of it; move that schema into"
+            " $defs"
+        )
+    _check_least_properties(place, schema)
+
+
+def _check_least_properties(place: str, schema: dict[str, Any]) -> None:
+    """Refuse a least number of properties where it can be met by one key written twice."""
+    least = schema.get("minProperties", 0)
+    required = schema.get("required")
+    sure = max(1, len(set(map(str, required))) if isinstance(required, list) else 0)
+    free = schema.get("additionalProperties", True) is not False or schema.get("patternProperties")
+    if isinstance(least, int) and least > sure and free:
+        raise UsageError(
+            f"the schema has 'minProperties' {least} at {place}, where keys are free and one could come"
+            " twice; name the properties and set additionalProperties to false, or list them in required"
+        )
+
+
+def _pointer(path: list[str]) -> str:
+    return "/".join(["#", *path])

@@ -1,0 +1,264 @@
+"""One chat completion: from the body of a request to its answer, whole or as a stream of events."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pixedge.answer_format import AnswerFormat
+from pixedge.errors import UsageError
+from pixedge.messages import Messages
+from pixedge.model import Draft, Model
+from pixedge.sampling import SamplingParams
+from pixedge.serve.body import Gone, Room, busy, read_body
+from pixedge.serve.chat_request import ChatRequest, parse_body
+from pixedge.serve.driver import Driver, Job, Piece
+from pixedge.serve.errors import Refusal, json_response, refusal
+from pixedge.serve.media import read_pictures
+from pixedge.serve.metrics import Metrics
+from pixedge.serve.replies import Reply, error_event
+from pixedge.serve.settings import Settings
+from pixedge.serve.stream import EventStream, watched
+from pixedge.tokenizer import Prompt
+
+T = TypeVar("T")
+
+# Up to so many characters text is always split into tokens and they are counted; more where the context is
+# large, sixteen for each of its tokens: usual text has four.
+_MANY_CHARACTERS = 1 << 20
+
+_TOO_LONG = "context_length_exceeded"
+
+# Threads that read pictures and build prompts; each may hold the pixels of one request's pictures.
+_READERS = 2
+
+# Above this many bytes a body is read in a thread, so that other answers go on meanwhile.
+_SMALL_BODY = 1 << 16
+
+
+class Chat:
+    """Everything that requests share: the model, the thread that steps it, the queue and its limits."""
+
+    def __init__(self, model: Model, driver: Driver, metrics: Metrics, settings: Settings) -> None:
+        """Prepare to answer; the driver is started by whoever made it."""
+        self._model, self._driver, self._metrics, self._settings = model, driver, metrics, settings
+        self._readers = ThreadPoolExecutor(_READERS, "pixedge-reader")
+        self._room = Room(settings.waiting_bytes)
+        self._held = 0
+        self._names = {name.casefold() for name in settings.names}
+
+    @property
+    def held(self) -> int:
+        """Answers asked for and not ended."""
+        return self._held
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies and pictures that wait."""
+        return self._room.held
+
+    def close(self) -> None:
+        """End the threads, once nothing is under way."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request, or raise Refusal; Gone when the client left before its answer began."""
+        arrived = time.perf_counter()
+        self._check_queue(1)
+        asked = await self._read(request)
+        # an owner before the name, as on the hub, makes no difference
+        if self._names.isdisjoint((asked.model.casefold(), asked.model.rpartition("/")[2].casefold())):
+            message = (
+                f"the model {asked.model[:80]!r} is not served here; ask for {self._settings.names[0]!r}"
+            )
+            raise Refusal(404, message, param="model", code="model_not_found")
+        slot = _Slot(self, asked.choices)
+        try:
+            async with watched(request.receive, slot.leave, at_end=False):
+                job = await self._start(asked, arrived, slot)
+                pieces = await job.pieces()
+            if job.cancelled:
+                raise Gone
+            reply = Reply(
+                self._settings.names[0],
+                self._model.tokenizer,
+                logprobs=asked.logprobs,
+                include_usage=asked.include_usage,
+            )
+            for piece in pieces:
+                if piece.error is not None:
+                    raise refusal(piece.error)
+            if asked.stream:
+                return EventStream(self._events(reply, job, pieces), slot.close)
+            async with watched(request.receive, slot.leave, at_end=False):
+                while pieces := await job.pieces():
+                    for piece in pieces:
+                        if piece.error is not None:
+                            raise refusal(piece.error)
+            if job.cancelled:
+                raise Gone
+            slot.close()
+            return json_response(reply.whole([draft.answer() for draft in job.drafts]))
+        except BaseException:
+            slot.close()
+            raise
+
+    # Before the answer
+
+    async def _read(self, request: Request) -> ChatRequest:
+        body = await read_body(request, self._settings, self._room)
+        size = len(body)
+        try:
+            return await self._in_thread(parse_body, body) if size > _SMALL_BODY else parse_body(body)
+        finally:
+            self._room.give(size)
+
+    async def _start(self, asked: ChatRequest, arrived: float, slot: "_Slot") -> Job:
+        """Build the prompt and queue it once for each choice."""
+        start = time.perf_counter()
+        prompt = await self._in_thread(self._prompt, asked)
+        seconds = time.perf_counter() - start
+        slot.take(sum(image.nbytes for image in prompt.images))
+        params = self._fit(prompt, asked)
+        drafts = await self._in_thread(self._drafts, asked, prompt, params, seconds)
+        slot.job = job = Job(
+            drafts, arrived, asyncio.get_running_loop(), stream=asked.stream, logprobs=asked.logprobs
+        )
+        if slot.left:
+            raise Gone
+        await self._in_thread(self._driver.submit, job)
+        return job
+
+    def _drafts(
+        self, asked: ChatRequest, prompt: Prompt, params: SamplingParams, seconds: float
+    ) -> list[Draft]:
+        """Prepare each choice, and what it must match; in a thread."""
+        model = self._model
+        try:
+            if asked.form is not None:
+                params = replace(params, answer_format=AnswerFormat(*asked.form))
+            return [
+                Draft(model.engine, model.tokenizer, prompt, asked.choice_params(params, index), seconds)
+                for index in range(asked.choices)
+            ]
+        except UsageError as error:
+            raise refusal(error, "response_format") from None
+
+    def _prompt(self, asked: ChatRequest) -> Prompt:
+        """Read the pictures and build the token ids; in a thread."""
+        self._check_text(asked.messages)
+        messages = read_pictures(asked.messages, self._settings.media)
+        sizes = [size for size in (asked.max_image_size, self._model.max_image_size) if size is not None]
+        return self._model.tokenizer.encode(
+            cast(Messages, messages), min(sizes, default=None), self._settings.media.limits
+        )
+
+    def _check_text(self, messages: Sequence[Any]) -> None:
+        """Refuse text that is far too long before it is split into tokens, which takes memory and time."""
+        limit = max(_MANY_CHARACTERS, 16 * self._model.config.decoder.context)
+        count = 0
+        for message in messages:
+            content = message.get("content") if isinstance(message, dict) else None
+            for part in content if isinstance(content, list) else [content]:
+                text = part.get("text") if isinstance(part, dict) else part
+                count += len(text) if isinstance(text, str) else 0
+        if count > limit:
+            raise Refusal(
+                400,
+                f"the messages hold {count:,} characters and the limit is {limit:,}; send less text",
+                param="messages",
+                code=_TOO_LONG,
+            )
+
+    def _fit(self, prompt: Prompt, asked: ChatRequest) -> SamplingParams:
+        """Refuse what can never fit, with both numbers; give the sampling with how long the answer may be."""
+        engine, params, cap = self._model.engine, asked.params, self._settings.max_tokens
+        count = len(prompt.ids)
+        size = f"the prompt has {count:,} tokens, {prompt.n_image_tokens:,} of them from pictures"
+        context, cache = engine.config.decoder.context, engine.cache.tokens
+        advice = "send fewer or smaller pictures (max_image_size) or less text"
+        if count >= min(context, cache + 1):
+            limit = f"the context holds {min(context, cache):,}, one of them for the answer"
+            raise Refusal(400, f"{size}, and {limit}; {advice}", param="messages", code=_TOO_LONG)
+        longest = params.max_tokens
+        if not asked.max_tokens_given:
+            longest = min(longest, cap or longest, cache + 1 - count)
+        elif cap is not None and longest > cap:
+            message = f"max_tokens is {longest:,} and this server gives up to {cap:,}; ask for less"
+            raise Refusal(400, message, param="max_tokens", code="invalid_value")
+        if count + min(longest, context - count) - 1 > cache:
+            message = f"{size}, which with an answer of up to {longest:,} exceeds the cache of {cache:,}"
+            raise Refusal(
+                400, f"{message}; ask for a shorter answer, or {advice}", param="max_tokens", code=_TOO_LONG
+            )
+        return replace(params, max_tokens=longest)
+
+    def _check_queue(self, choices: int) -> None:
+        """Refuse what would wait behind too much."""
+        running = self._model.engine.options.max_requests
+        if self._held + choices > running + self._settings.queue:
+            seconds = self._metrics.whole.mean * self._held / running
+            raise busy(
+                f"{self._held} answers are under way or wait, and {running + self._settings.queue} may",
+                min(60, max(1, round(seconds))),
+            )
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+
+    # The answer
+
+    async def _events(self, reply: Reply, job: Job, pieces: list[Piece]) -> AsyncIterator[bytes]:
+        """Give a stream's events, those that came together as one."""
+        data = [reply.first(index) for index in range(len(job.drafts))]
+        while pieces:
+            for piece in pieces:
+                if piece.error is not None:
+                    yield b"".join([*data, error_event(refusal(piece.error).body())])
+                    return
+                if piece.text or piece.tokens:
+                    data.append(reply.piece(piece.choice, piece.text, piece.tokens))
+                if piece.ended:
+                    data.append(reply.last(piece.choice, job.drafts[piece.choice].finish_reason))
+            if job.ended:
+                break
+            yield b"".join(data)
+            data = []
+            pieces = await job.pieces()
+        data.append(reply.end([draft.answer() for draft in job.drafts]))
+        yield b"".join(data)
+
+
+class _Slot:
+    """What one request holds of the queue and of the room for pictures, given back once."""
+
+    def __init__(self, chat: Chat, choices: int) -> None:
+        chat._check_queue(choices)
+        chat._held += choices
+        self.job: Job | None = None
+        self.left = False
+        self._chat, self._choices, self._bytes = chat, choices, 0
+
+    def take(self, count: int) -> None:
+        """Take room for pictures."""
+        self._chat._room.take(count)
+        self._bytes = count
+
+    def leave(self) -> None:
+        """Note that nobody waits for the answer any more."""
+        self.left = True
+        if self.job is not None:
+            self._chat._driver.cancel(self.job)
+
+    def close(self) -> None:
+        """Give everything back, and let nothing more be computed."""
+        if self._choices:
+            self.leave()
+            self._chat._held -= self._choices
+            self._chat._room.give(self._bytes)
+            self._choices = self._bytes = 0

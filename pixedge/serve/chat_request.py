@@ -1,0 +1,236 @@
+"""The body of /v1/chat/completions: OpenAI's fields and pixedge's own, strictly typed.
+
+What pixedge has is read. What asks for nothing that changes an answer is let stand (_IGNORED). What asks for
+something that pixedge does not have is refused unless it asks for nothing (_NEUTRAL), and every other field
+is refused by name. docs/serve.md lists them all.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from pixedge.errors import UsageError
+from pixedge.messages import shown
+from pixedge.sampling import MAX_SEED, SamplingParams
+from pixedge.serve.errors import Refusal
+from pixedge.serve.fields import Fields
+
+FormatKind: TypeAlias = Literal["schema", "regex", "lark"]
+
+MAX_CHOICES = 16
+MAX_MESSAGES = 4096
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+DEFAULT_MAX_TOKENS = 1024
+
+_IGNORED = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+)
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+# Pictures are long strings, so an honest body has few of these; each one becomes an object in memory.
+_MAX_MARKS = 1_000_000
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One request: what to say, in how many choices, in which form.
+
+    params.max_tokens is DEFAULT_MAX_TOKENS where the client named none, as ``max_tokens_given`` tells.
+    form is what the text must match as AnswerFormat takes it, which is left to whoever can wait: reading a
+    large one takes a while.
+    """
+
+    model: str
+    messages: list[Mapping[str, Any]]
+    params: SamplingParams
+    max_tokens_given: bool
+    choices: int
+    logprobs: bool
+    stream: bool
+    include_usage: bool
+    max_image_size: int | None
+    form: tuple[FormatKind, str] | None
+
+    @staticmethod
+    def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+        """Give the sampling of one choice: with a seed, each choice has the one behind the last one's."""
+        if params.seed is None or index == 0:
+            return params
+        return replace(params, seed=(params.seed + index) % (MAX_SEED + 1))
+
+
+def parse_body(body: bytes) -> ChatRequest:
+    """Read a request from its bytes; raises Refusal with the field at fault."""
+    if len(body) > _MAX_MARKS and sum(map(body.count, (b",", b"[", b"{", b":"))) > _MAX_MARKS:
+        raise Refusal(400, f"the body has more than {_MAX_MARKS:,} fields and items; send less")
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deeply; send a chat completion request") from None
+    except ValueError as error:  # of JSON, of UTF-8, or a number of too many digits
+        raise Refusal(400, f"the body is not JSON ({str(error)[:120]}); send a JSON object") from None
+    return parse(value)
+
+
+def parse(value: object) -> ChatRequest:
+    """Read a request from the JSON value."""
+    fields = Fields(value)
+    model = fields.text("model")
+    if not model:
+        raise Refusal(400, "model is missing; name the model (GET /v1/models)", param="model")
+    messages = fields.take("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refusal(400, "messages is missing or empty; give at least one user message", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        message = f"messages has {len(messages):,} items and the limit is {MAX_MESSAGES:,}; send fewer"
+        raise Refusal(400, message, param="messages", code="invalid_value")
+    choices = fields.integer("n")
+    if choices is not None and not 1 <= choices <= MAX_CHOICES:
+        raise Refusal(400, f"n is {choices}; give 1 to {MAX_CHOICES}", param="n", code="invalid_value")
+    stream = fields.flag("stream")
+    logprobs = fields.flag("logprobs")
+    params, max_tokens_given = _params(fields, logprobs)
+    form = _response_format(fields)
+    include_usage = _stream_options(fields, stream)
+    max_image_size = fields.integer("max_image_size")
+    if max_image_size is not None and max_image_size < 1:
+        message = f"max_image_size is {max_image_size}; give at least 1 pixel"
+        raise Refusal(400, message, param="max_image_size", code="invalid_value")
+    fields.ignore(_IGNORED)
+    for name, neutral in _NEUTRAL.items():
+        fields.allow_only(name, *neutral)
+    fields.finish()
+    return ChatRequest(
+        model=model,
+        messages=[_renamed(message) for message in messages],
+        params=params,
+        max_tokens_given=max_tokens_given,
+        choices=choices or 1,
+        logprobs=logprobs,
+        stream=stream,
+        include_usage=include_usage,
+        max_image_size=max_image_size,
+        form=form,
+    )
+
+
+def _renamed(message: Any) -> Any:
+    """Give a message with the newer name of the role "system" replaced; the rest is for others to check."""
+    if isinstance(message, dict) and message.get("role") == "developer":
+        return {**message, "role": "system"}
+    return message
+
+
+def _params(fields: Fields, logprobs: bool) -> tuple[SamplingParams, bool]:
+    """Read how to sample, and whether the client said how long the answer may be."""
+    top = fields.integer("top_logprobs")
+    if top is not None and not logprobs:
+        raise Refusal(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+    old, new = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        message = f"max_tokens is {old} and max_completion_tokens {new}; give one of them"
+        raise Refusal(400, message, param="max_tokens")
+    longest = old if new is None else new
+    stop, top_k = fields.texts("stop"), fields.integer("top_k")
+    if len(stop) > MAX_STOPS or any(len(text) > MAX_STOP_LENGTH for text in stop):
+        allowed = f"up to {MAX_STOPS} of up to {MAX_STOP_LENGTH} characters"
+        raise Refusal(400, f"stop has too many strings or too long ones; give {allowed}", param="stop")
+    try:
+        params = SamplingParams(
+            temperature=fields.number("temperature", 0.0),
+            top_k=0 if top_k in (None, -1) else top_k,  # -1 is how some servers spell "all"
+            top_p=fields.number("top_p", 1.0),
+            min_p=fields.number("min_p", 0.0),
+            repetition_penalty=fields.number("repetition_penalty", 1.0),
+            presence_penalty=fields.number("presence_penalty", 0.0),
+            frequency_penalty=fields.number("frequency_penalty", 0.0),
+            seed=fields.integer("seed"),
+            stop=stop,
+            max_tokens=DEFAULT_MAX_TOKENS if longest is None else longest,
+            logprobs=(top or 0) if logprobs else None,
+        )
+    except UsageError as error:
+        message = str(error)
+        if message.startswith("logprobs "):  # it was asked for under another name
+            message = f"top_{message}"
+        raise Refusal(400, message, param=message.partition(" ")[0], code="invalid_value") from None
+    return params, longest is not None
+
+
+def _stream_options(fields: Fields, stream: bool) -> bool:
+    """Read whether the last chunk is to tell the usage."""
+    options = fields.inner("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise Refusal(400, "stream_options needs stream to be true", param="stream_options")
+    include = options.flag("include_usage")
+    options.ignore(("include_obfuscation",))
+    options.finish()
+    return include
+
+
+def _response_format(fields: Fields) -> tuple[FormatKind, str] | None:
+    """Read what the text must match."""
+    form = fields.inner("response_format")
+    if form is None:
+        return None
+    found: tuple[FormatKind, str] | None = None
+    kind = form.text("type")
+    if kind == "json_object":
+        found = ("schema", '{"type": "object"}')
+    elif kind == "json_schema":
+        found = ("schema", json.dumps(_schema(form)))
+    elif kind == "regex":
+        found = ("regex", _required(form, "regex"))
+    elif kind == "grammar":
+        found = ("lark", _required(form, "grammar"))
+    elif kind != "text":
+        raise Refusal(
+            400,
+            f"response_format.type is {shown(kind)}; use text, json_object, json_schema, regex or grammar",
+            param="response_format.type",
+            code="invalid_value",
+        )
+    form.finish()
+    return found
+
+
+def _required(form: Fields, name: str) -> str:
+    text = form.text(name)
+    if not text:
+        path = form.path(name)
+        raise Refusal(400, f"{path} is missing; give what the text must match", param=path)
+    return text
+
+
+def _schema(form: Fields) -> dict[str, Any]:
+    inner = form.inner("json_schema")
+    schema = None if inner is None else inner.take("schema")
+    if inner is None or not isinstance(schema, dict):
+        path = "response_format.json_schema.schema"
+        raise Refusal(400, f"{path} is missing; give a JSON schema", param=path)
+    inner.ignore(("name", "description", "strict"))  # what a schema asks for always holds
+    inner.finish()
+    return schema

@@ -1,0 +1,170 @@
+"""The process that serves: a socket, TLS, and an end that lets answers under way come to theirs."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from pixedge.errors import PixedgeError, UsageError
+from pixedge.model import Model
+from pixedge.serve.app import Service, create_app
+from pixedge.serve.connection import Connection
+from pixedge.serve.settings import Settings
+
+# Connections at a time; each needs a file descriptor, of which 1,024 are usual.
+_CONNECTIONS = 512
+
+# Between the end of what is under way and the last resort, which is to drop the connections.
+_LAST_RESORT = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address without answering there yet; port 0 takes any that is free.
+
+    Raises UsageError for a host that has no address, PixedgeError where the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host} is no address of this machine ({error}); give one") from None
+    taken = socket.socket(family, kind, protocol)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        taken.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PixedgeError(f"port {port} of {host} is taken; give another --port, or 0 for any") from None
+        raise PixedgeError(
+            f"{host}, port {port}, cannot be listened at ({error.strerror}); give another --host or --port"
+        ) from None
+    return taken
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Say whether only this machine can reach a socket."""
+    return ipaddress.ip_address(str(sock.getsockname()[0]).partition("%")[0]).is_loopback
+
+
+def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """Read a certificate with its chain, and its key, which may stand in the same file; raises UsageError."""
+
+    def no_password() -> str:
+        raise UsageError(f"the key in {key or certificate} has a password; give one without (openssl pkey)")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, no_password)
+    except OSError as error:  # ssl.SSLError is one
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            reason = str(error.strerror)
+        else:
+            reason = "not a certificate in PEM with its key"
+        files = f"{certificate}" + (f" and {key}" if key else "")
+        raise UsageError(f"{files} cannot be used for TLS ({reason}); check --tls-cert, --tls-key") from None
+    return context
+
+
+def address(sock: socket.socket, *, tls: bool) -> str:
+    """Give the URL at which a socket is reached from this machine."""
+    host, port = sock.getsockname()[:2]
+    unspecified = ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+    name = "localhost" if unspecified else f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{name}:{port}"
+
+
+def serve(
+    model: Model,
+    settings: Settings,
+    sock: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    started: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve until SIGTERM or Ctrl-C, drain, and return the exit code: 0 or 130.
+
+    ``started`` is called once requests are taken.
+    """
+    server = make_server(model, settings, tls, started)
+    # what strangers send is no reason to fill a log
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    with _quiet_signals() as received:
+        server.run([sock])
+    return 130 if signal.SIGINT in received else 0
+
+
+def make_server(
+    model: Model,
+    settings: Settings,
+    tls: ssl.SSLContext | None = None,
+    started: Callable[[], None] = lambda: None,
+) -> "Server":
+    """Prepare what ``serve`` runs; any thread may run it, and ``should_exit`` makes it drain."""
+    app = create_app(model, settings)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=round(settings.drain_seconds) + _LAST_RESORT,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
+    )
+    return Server(config, app.state.service, settings.drain_seconds, started)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which tells the service when to end."""
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, drain_seconds: float, started: Callable[[], None]
+    ) -> None:
+        """Take what uvicorn runs; drain_seconds is for what is under way at the end."""
+        super().__init__(config)
+        self.service, self._drain_seconds, self._on_start = service, drain_seconds, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take requests."""
+        await super().startup(sockets)
+        self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what is under way end by itself, or end it when its time is over."""
+        self.service.drain()
+        last = asyncio.get_running_loop().call_later(self._drain_seconds, self.service.end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            last.cancel()
+
+
+@contextlib.contextmanager
+def _quiet_signals() -> Iterator[list[int]]:
+    """Note the signals that end the server: uvicorn raises them again once it has ended by itself."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
