@@ -60,9 +60,10 @@ def turns(url: str, *texts: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def server(model: Path, *, endless: bool) -> Iterator[int]:
+def server(model: Path, threads: int | None, *, endless: bool) -> Iterator[int]:
     """Run the server as a process of its own; gives its port."""
     command = [sys.executable, __file__, "--model", str(model), "--serve", "endless" if endless else "plain"]
+    command += ["--threads", str(threads)] if threads else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     assert process.stderr is not None
     try:
@@ -80,12 +81,12 @@ def server(model: Path, *, endless: bool) -> Iterator[int]:
         process.stderr.close()
 
 
-def serve_here(model: Path, *, endless: bool) -> None:
+def serve_here(model: Path, threads: int | None, *, endless: bool) -> None:
     """Be that process."""
     from pixedge.serve.server import address, listen, serve
     from pixedge.serve.settings import Settings
 
-    loaded = load(model, endless=endless)
+    loaded = load(model, threads, endless=endless)
     sock = listen("127.0.0.1", 0)
     url = address(sock, tls=False)
     serve(
@@ -96,9 +97,9 @@ def serve_here(model: Path, *, endless: bool) -> None:
     )
 
 
-def load(model: Path, *, endless: bool) -> Model:
+def load(model: Path, threads: int | None, *, endless: bool) -> Model:
     """Load the model; endless answers end at their length alone."""
-    loaded = pixedge.load(model, context=CONTEXT)
+    loaded = pixedge.load(model, context=CONTEXT, threads=threads)
     if endless:
         loaded.engine.stop_ids = frozenset()
     return loaded
@@ -180,11 +181,13 @@ def direct_rate(model: Model, conversations: list[list[dict[str, Any]]], tokens:
     return total / seconds
 
 
-def throughput(model: Path, streams: list[int], tokens: int, repeats: int) -> list[dict[str, Any]]:
+def throughput(
+    model: Path, threads: int | None, streams: list[int], tokens: int, repeats: int
+) -> list[dict[str, Any]]:
     """Compare the two, round by round."""
-    loaded = load(model, endless=True)
+    loaded = load(model, threads, endless=True)
     rows = []
-    with server(model, endless=True) as port:
+    with server(model, threads, endless=True) as port:
         for count in streams:
             asked = [turns(picture(index), "What is in this picture?") for index in range(count)]
             direct_rate(loaded, asked, 8)
@@ -263,18 +266,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=800)
     parser.add_argument("--asks", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="CPU threads [all cores]")
     parser.add_argument("--serve", choices=("plain", "endless"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve_here(args.model, endless=args.serve == "endless")
+        serve_here(args.model, args.threads, endless=args.serve == "endless")
         return
-    rates = throughput(args.model, args.streams, args.tokens, args.repeats)
+    rates = throughput(args.model, args.threads, args.streams, args.tokens, args.repeats)
     for row in rates:
         print(
             f"{row['streams']} streams: {row['served_tokens_per_second']:,} tokens/s served, "
             f"{row['direct_tokens_per_second']:,} by the engine alone, ratio {row['ratio']:.3f}"
         )
-    with server(args.model, endless=False) as port:
+    with server(args.model, args.threads, endless=False) as port:
         seed = 1 << 16
         first_tokens(port, [1], 3, 1 << 20)
         firsts = first_tokens(port, args.clients, args.asks, seed)

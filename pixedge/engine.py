@@ -28,10 +28,10 @@ from pixedge.memory import plan_cache
 from pixedge.out_of_memory import out_of_memory
 from pixedge.paged_cache import PagedCache
 from pixedge.pictures import PictureCache, Vision
+from pixedge.prompt import Prompt
 from pixedge.request import Request
 from pixedge.runner import Outcome, Parts, prepare_runner
 from pixedge.sampling import SampledToken, Sampler, SamplingParams
-from pixedge.tokenizer import Prompt
 
 if TYPE_CHECKING:
     from pixedge.gpu_decoder import GpuDecoder

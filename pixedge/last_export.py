@@ -10,14 +10,19 @@ import tempfile
 from pathlib import Path
 
 
-def record_file() -> Path:
-    """Give the path of the record, whether or not it exists."""
+def state_folder() -> Path:
+    """Give the user's state folder, whether or not it exists; RuntimeError when the user has no home."""
     name, *below = ("LOCALAPPDATA",) if os.name == "nt" else ("XDG_STATE_HOME", ".local", "state")
     base = Path(os.environ.get(name, ""))
     # The XDG specification has relative values ignored.
     if not base.is_absolute():
         base = Path.home().joinpath(*(below or ("AppData", "Local")))
-    return base / "pixedge" / "last_export.json"
+    return base / "pixedge"
+
+
+def record_file() -> Path:
+    """Give the path of the record, whether or not it exists."""
+    return state_folder() / "last_export.json"
 
 
 def read_last_export() -> Path | None:

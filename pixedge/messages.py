@@ -71,20 +71,30 @@ def read_messages(messages: Messages, limits: ImageLimits | None = None) -> tupl
     return turns
 
 
+def shown(value: object) -> str:
+    """Write a value for an error's sentence, at most about 80 characters of it."""
+    if isinstance(value, str) and len(value) > 80:
+        value = value[:77] + "…"  # before repr, which would first write all of it
+    text = repr(value)
+    return text if len(text) <= 90 else text[:86] + "…"
+
+
 def _turn(index: int, message: object, pictures: "_Pictures") -> Turn:
     where = f"message {index}"
     fields = _fields(where, message)
     role = fields.get("role")
     if role not in _ROLES:
-        raise MessageError(f"{where} has the role {role!r}; use system, user or assistant")
+        raise MessageError(f"{where} has the role {shown(role)}; use system, user or assistant")
     for key, value in fields.items():
         if key not in _KEYS and value is not None:
-            raise MessageError(f"{where} has the field {key!r}, which pixedge does not support; leave it out")
+            raise MessageError(
+                f"{where} has the field {shown(key)}, which pixedge does not support; leave it out"
+            )
     prefix = fields.get("prefix") or False
     if prefix is True and role != "assistant":
         raise MessageError(f"{where} has prefix set, but only an assistant message can be continued")
     if not isinstance(prefix, bool):
-        raise MessageError(f"{where} has prefix {prefix!r}; use True or False")
+        raise MessageError(f"{where} has prefix {shown(prefix)}; use True or False")
 
     content = fields.get("content")
     if isinstance(content, str):
@@ -131,7 +141,7 @@ def _part(where: str, part: object, role: Role, pictures: "_Pictures") -> Part:
     if kind == "text":
         return _text(where, part.get("text"))
     if kind not in ("image", "image_url"):
-        raise MessageError(f"{where} has the type {kind!r}; use text, image or image_url")
+        raise MessageError(f"{where} has the type {shown(kind)}; use text, image or image_url")
     if role != "user":
         raise MessageError(f"{where} is a picture in a message of the {role}; put pictures in user messages")
     if kind == "image":
@@ -214,10 +224,9 @@ def _data_url_bytes(where: str, url: object) -> bytes:
         raise MessageError(f"{where} has an image_url of type {type(url).__name__}; give a data: URL")
     scheme, colon, rest = url.partition(":")
     if not colon or scheme.lower() != "data":
-        shown = url if len(url) <= 60 else url[:57] + "…"
         raise MessageError(
-            f"{where} points to {shown!r}, which pixedge does not open; fetch the picture first and pass its"
-            " bytes, or a data: URL"
+            f"{where} points to {shown(url)}, which pixedge does not open; fetch the picture first and pass"
+            " its bytes, or a data: URL"
         )
     header, comma, payload = rest.partition(",")
     if not comma or not header.lower().endswith(";base64"):

@@ -271,15 +271,17 @@ class Model:
         grammar: str | None = None,
         max_image_size: int | None = None,
         limits: ImageLimits | None = None,
+        shorten: bool = False,
     ) -> Stream:
         """Answer a conversation piece by piece.
 
         messages as in OpenAI's chat API, pictures anywhere among a user's text (see pixedge.messages).
         schema, regex, grammar: what the whole answer must match, a JSON schema (a dict or its text), a
         regular expression or a Lark grammar, one of them; the same as params.answer_format.
-        max_image_size: cap on the longer side of every picture in pixels. The prompt is built before this
-        returns, so a bad picture, message, length or format raises here: ImageError, MessageError,
-        CapacityError, UsageError.
+        max_image_size: cap on the longer side of every picture in pixels. shorten: where the cache has no
+        room for max_tokens but for some, the answer may be as long as there is room, and is not refused. The
+        prompt is built before this returns, so a bad picture, message, length or format raises here:
+        ImageError, MessageError, CapacityError, UsageError.
         """
         params = params or SamplingParams()
         answer_format = AnswerFormat.choose(schema, regex, grammar)
@@ -290,5 +292,8 @@ class Model:
         start = time.perf_counter()
         prompt = self.tokenizer.encode(messages, max_image_size, limits)
         image_decode = time.perf_counter() - start
+        room = self.engine.cache.tokens - len(prompt.ids) + 1
+        if shorten and 0 < room < params.max_tokens:
+            params = replace(params, max_tokens=room)
         self.engine.room(len(prompt.ids), params.max_tokens)  # raises where there is none
         return Stream(self.engine, self.tokenizer, prompt, params, image_decode)

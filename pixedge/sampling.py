@@ -191,6 +191,7 @@ class Sampler:
             scores = torch.where(
                 self._seen, torch.where(scores > 0, scores / factor, scores * factor), scores
             )
+            scores = torch.nan_to_num(scores)  # a factor at the ends of float64 leaves float32
         if self._counts_used:
             if self._counts is None:
                 self._counts = torch.zeros(raw.numel())

@@ -14,6 +14,9 @@ import click
 # A file gets a line of progress at most this often, in seconds.
 _PLAIN_INTERVAL = 10.0
 
+# A model that has read a picture may repeat what stands in it, and a terminal obeys control characters.
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 
 class Report(Protocol):
     """Takes a step: done of total (0 where the total is not known) within a named phase."""
@@ -103,6 +106,13 @@ def _lines(keep: bool, clock: Callable[[], float]) -> Report:
         click.echo(f"{phase}{share}{f' {detail}' if detail else ''}{left}", err=True)
 
     return report
+
+
+def say(text: str) -> None:
+    """Write a piece of an answer to standard output at once; control characters never reach a terminal."""
+    # Not click.echo, which takes what looks like a colour out of the text.
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:

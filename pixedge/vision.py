@@ -113,6 +113,11 @@ class VisionSession:
             raise PixedgeError(f"the vision encoder's output for this picture is not finite; {advice}")
         return embeddings
 
+    @property
+    def provider(self) -> str:
+        """The execution provider that the session really got."""
+        return str(self._session.get_providers()[0])
+
     def warm_up(self, side: int | None = None) -> None:
         """Encode a blank picture of the largest size, so that all memory that is ever needed is taken now.
 

@@ -37,7 +37,7 @@ def small_config() -> ModelConfig:
 def random_weights(
     config: DecoderConfig, dtype: torch.dtype, *, on_device: bool = True, kind: str = "own"
 ) -> tuple[GpuDecoder, Decoder]:
-    """Draw a model; kind "own" is symmetric and in order, "imported" has zero points and an order of columns."""
+    """Draw a model; kind "own" is symmetric and in order, "imported" has zero points and an order."""
     g = torch.Generator().manual_seed(0)
     dense = Decoder(config).requires_grad_(False)
     orders: dict[int, torch.Tensor] = {}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixedge.commands.peak_memory import peak_memory
+from pixedge.terminal import size
 
 if TYPE_CHECKING:
     from pixedge.model import Answer, Model
@@ -80,3 +81,26 @@ def figures(answer: "Answer", model: "Model", n_pictures: int) -> str:
         f"load {model.load_seconds:.2f} s",
     ]
     return ", ".join(parts)
+
+
+def stages(answer: "Answer") -> str:
+    """Give the tokens of an answer and the seconds that it took by stage."""
+    timings, rate = answer.timings, answer.tokens_per_second
+    parts = [
+        f"prompt {answer.prompt_tokens} tokens",
+        f"{answer.image_tokens} of them from pictures, {answer.cached_tokens} known from before",
+        f"answer {answer.completion_tokens} tokens" + ("" if rate is None else f" at {rate:.1f} tokens/s"),
+        f"pictures {timings.image_decode:.2f} s",
+        f"encoder {timings.encode:.2f} s",
+        f"prompt {timings.prefill:.2f} s",
+        f"first token after {timings.first_token:.2f} s",
+        f"rest {timings.decode:.2f} s",
+    ]
+    return ", ".join(parts)
+
+
+def memory(model: "Model") -> str:
+    """Give the cache's size and the most memory that the process had."""
+    cache = f"cache {model.engine.cache.tokens:,} tokens in {model.engine.kv_bits} bits"
+    peaks = [f"most {name} memory so far {size(peak)}" for name, peak in peak_memory().items() if peak]
+    return ", ".join([cache, *peaks])

@@ -1,7 +1,6 @@
 """``pixedge run``: one question, any number of pictures, the answer on standard output."""
 
 import json
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,11 @@ from pixedge.commands.pictures import check_sources, longest_side, read_pictures
 from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.errors import UsageError
-from pixedge.terminal import note, progress
+from pixedge.terminal import note, progress, say
 
 if TYPE_CHECKING:
     from pixedge.model import Answer, Model
     from pixedge.sampling import SamplingParams
-
-# A model that has read a picture may repeat what stands in it, and a terminal obeys control characters.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 _EXAMPLES = """\
 \b
@@ -105,23 +101,16 @@ def _answer(
 ) -> "Answer":
     """Get the answer, and unless silent write it to standard output as it comes, ended by a line end."""
     stream = model.stream(messages, params, max_image_size=max_image_size)
-    controls = _CONTROLS if sys.stdout.isatty() else {}
-
-    def say(text: str) -> None:
-        # Not click.echo, which takes what looks like a colour out of the text.
-        if not silent:
-            sys.stdout.write(text.translate(controls))
-            sys.stdout.flush()
-
+    show = (lambda _: None) if silent else say
     try:
         for piece in stream:
-            say(piece)
+            show(piece)
     except BrokenPipeError:
         raise
     except BaseException as error:
-        say("\n")
+        show("\n")
         if isinstance(error, KeyboardInterrupt):
             raise click.exceptions.Exit(130) from None
         raise
-    say("\n")
+    show("\n")
     return stream.answer

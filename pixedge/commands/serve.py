@@ -1,6 +1,7 @@
 """``pixedge serve``: the model behind an API like OpenAI's, and a page."""
 
 import contextlib
+import math
 import os
 import re
 from dataclasses import replace
@@ -9,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pixedge.commands import option_values
 from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.errors import UsageError
 from pixedge.terminal import note, progress
 
 if TYPE_CHECKING:
     from pixedge.serve.settings import Keys
-
-_ONE_UP = click.IntRange(1)
 
 _EXAMPLES = """\
 \b
@@ -27,9 +27,21 @@ Examples:
 """
 
 
+def _port(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    if not 0 <= value <= 65535:
+        raise click.BadParameter(f"{value} is not a port; give 0 to 65535", ctx, param)
+    return value
+
+
+def _not_below_0(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise click.BadParameter(f"{value} is not allowed; give 0 or more", ctx, param)
+    return value
+
+
 @click.command(epilog=_EXAMPLES, short_help="Answer over HTTP, as OpenAI's API does.")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where to listen [127.0.0.1].")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="0 takes any [8000].")
+@click.option("--port", type=int, callback=_port, default=8000, metavar="N", help="0 takes any [8000].")
 @click.option("--api-key-file", metavar="FILE", help="A key on each line [$PIXEDGE_API_KEY, else none].")
 @click.option("--insecure", is_flag=True, help="Let other machines in without a key.")
 @click.option("--tls-cert", metavar="FILE", help="Certificate with its chain, in PEM [no TLS].")
@@ -48,14 +60,46 @@ Examples:
 )
 @click.option("--media-dir", metavar="DIR", help="Read pictures at file: URLs below DIR [none].")
 @click.option(
-    "--max-requests", type=_ONE_UP, default=16, metavar="N", help="Answers under way at a time [16]."
+    "--max-requests",
+    type=int,
+    callback=option_values.count,
+    default=16,
+    metavar="N",
+    help="Answers under way at a time [16].",
 )
-@click.option("--queue", type=click.IntRange(0), default=64, metavar="N", help="Answers that may wait [64].")
-@click.option("--max-tokens", type=_ONE_UP, metavar="N", help="Longest answer, in tokens [what fits].")
-@click.option("--max-body", type=_ONE_UP, default=64, metavar="MIB", help="Largest request [64].")
-@click.option("--max-images", type=_ONE_UP, default=64, metavar="N", help="Pictures of one request [64].")
 @click.option(
-    "--drain", type=click.FloatRange(0), default=30.0, metavar="S", help="Time to end answers in [30]."
+    "--queue", type=int, callback=_not_below_0, default=64, metavar="N", help="Answers that may wait [64]."
+)
+@click.option(
+    "--max-tokens",
+    type=int,
+    callback=option_values.count,
+    metavar="N",
+    help="Longest answer, in tokens [what fits].",
+)
+@click.option(
+    "--max-body",
+    type=int,
+    callback=option_values.count,
+    default=64,
+    metavar="MIB",
+    help="Largest request [64].",
+)
+@click.option(
+    "--max-images",
+    type=int,
+    callback=option_values.count,
+    default=64,
+    metavar="N",
+    help="Pictures of one request [64].",
+)
+@click.option(
+    "--drain",
+    type=float,
+    callback=_not_below_0,
+    default=30.0,
+    metavar="S",
+    help="Time to end answers in [30].",
 )
 @model_options
 @click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")

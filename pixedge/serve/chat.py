@@ -2,16 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pixedge.answer_format import AnswerFormat
-from pixedge.errors import UsageError
+from pixedge.errors import PixedgeError, UsageError
 from pixedge.messages import Messages
 from pixedge.model import Draft, Model
 from pixedge.sampling import SamplingParams
@@ -27,6 +27,10 @@ from pixedge.serve.stream import EventStream, watched
 from pixedge.tokenizer import Prompt
 
 T = TypeVar("T")
+
+# Up to so many characters text is always split into tokens and they are counted; more where the context is
+# large, sixteen for each of its tokens: usual text has four.
+_MANY_CHARACTERS = 1 << 20
 
 _TOO_LONG = "context_length_exceeded"
 
@@ -73,6 +77,10 @@ class Chat:
                 f"the model {asked.model[:80]!r} is not served here; ask for {self._settings.names[0]!r}"
             )
             raise Refusal(404, message, param="model", code="model_not_found")
+        most = self._model.engine.options.max_requests + self._settings.queue
+        if asked.choices > most:
+            message = f"n is {asked.choices} and this server takes {most} answers at a time; ask for fewer"
+            raise Refusal(400, message, param="n", code="invalid_value")
         slot = _Slot(self, asked.choices)
         try:
             async with watched(request.receive, slot.leave, at_end=False):
@@ -86,16 +94,12 @@ class Chat:
                 logprobs=asked.logprobs,
                 include_usage=asked.include_usage,
             )
-            for piece in pieces:
-                if piece.error is not None:
-                    raise refusal(piece.error)
+            _raise_failure(asked, pieces)
             if asked.stream:
-                return EventStream(self._events(reply, job, pieces), slot.close)
+                return EventStream(self._events(asked, reply, job, pieces), slot.close)
             async with watched(request.receive, slot.leave, at_end=False):
                 while pieces := await job.pieces():
-                    for piece in pieces:
-                        if piece.error is not None:
-                            raise refusal(piece.error)
+                    _raise_failure(asked, pieces)
             if job.cancelled:
                 raise Gone
             slot.close()
@@ -147,11 +151,29 @@ class Chat:
 
     def _prompt(self, asked: ChatRequest) -> Prompt:
         """Read the pictures and build the token ids; in a thread."""
+        self._check_text(asked.messages)
         messages = read_pictures(asked.messages, self._settings.media)
         sizes = [size for size in (asked.max_image_size, self._model.max_image_size) if size is not None]
         return self._model.tokenizer.encode(
             cast(Messages, messages), min(sizes, default=None), self._settings.media.limits
         )
+
+    def _check_text(self, messages: Sequence[Any]) -> None:
+        """Refuse text that is far too long before it is split into tokens, which takes memory and time."""
+        limit = max(_MANY_CHARACTERS, 16 * self._model.config.decoder.context)
+        count = 0
+        for message in messages:
+            content = message.get("content") if isinstance(message, dict) else None
+            for part in content if isinstance(content, list) else [content]:
+                text = part.get("text") if isinstance(part, dict) else part
+                count += len(text) if isinstance(text, str) else 0
+        if count > limit:
+            raise Refusal(
+                400,
+                f"the messages hold {count:,} characters and the limit is {limit:,}; send less text",
+                param="messages",
+                code=_TOO_LONG,
+            )
 
     def _fit(self, prompt: Prompt, asked: ChatRequest) -> SamplingParams:
         """Refuse what can never fit, with both numbers; give the sampling with how long the answer may be."""
@@ -191,14 +213,18 @@ class Chat:
 
     # The answer
 
-    async def _events(self, reply: Reply, job: Job, pieces: list[Piece]) -> AsyncIterator[bytes]:
+    async def _events(
+        self, asked: ChatRequest, reply: Reply, job: Job, pieces: list[Piece]
+    ) -> AsyncIterator[bytes]:
         """Give a stream's events, those that came together as one."""
         data = [reply.first(index) for index in range(len(job.drafts))]
         while pieces:
+            try:
+                _raise_failure(asked, pieces)
+            except Refusal as error:
+                yield b"".join([*data, error_event(error.body())])
+                return
             for piece in pieces:
-                if piece.error is not None:
-                    yield b"".join([*data, error_event(refusal(piece.error).body())])
-                    return
                 if piece.text or piece.tokens:
                     data.append(reply.piece(piece.choice, piece.text, piece.tokens))
                 if piece.ended:
@@ -212,6 +238,17 @@ class Chat:
         yield b"".join(data)
 
 
+def _raise_failure(asked: ChatRequest, pieces: Sequence[Piece]) -> None:
+    """Raise Refusal for the first choice that failed, if one did."""
+    for piece in pieces:
+        if piece.error is not None:
+            found = refusal(piece.error)
+            if asked.form is not None and type(piece.error) is PixedgeError:
+                # what the format asked for turned out to be impossible, or too much
+                raise Refusal(400, found.message, param="response_format", code="invalid_value")
+            raise found
+
+
 class _Slot:
     """What one request holds of the queue and of the room for pictures, given back once."""
 
@@ -223,7 +260,9 @@ class _Slot:
         self._chat, self._choices, self._bytes = chat, choices, 0
 
     def take(self, count: int) -> None:
-        """Take room for pictures."""
+        """Take room for pictures, if there are any."""
+        if count == 0:
+            return
         self._chat._room.take(count)
         self._bytes = count
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from pixedge.errors import UsageError
+from pixedge.messages import shown
 from pixedge.sampling import MAX_SEED, SamplingParams
 from pixedge.serve.errors import Refusal
 from pixedge.serve.fields import Fields
@@ -18,6 +19,7 @@ from pixedge.serve.fields import Fields
 FormatKind: TypeAlias = Literal["schema", "regex", "lark"]
 
 MAX_CHOICES = 16
+MAX_MESSAGES = 4096
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 DEFAULT_MAX_TOKENS = 1024
@@ -100,6 +102,9 @@ def parse(value: object) -> ChatRequest:
     messages = fields.take("messages")
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, "messages is missing or empty; give at least one user message", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        message = f"messages has {len(messages):,} items and the limit is {MAX_MESSAGES:,}; send fewer"
+        raise Refusal(400, message, param="messages", code="invalid_value")
     choices = fields.integer("n")
     if choices is not None and not 1 <= choices <= MAX_CHOICES:
         raise Refusal(400, f"n is {choices}; give 1 to {MAX_CHOICES}", param="n", code="invalid_value")
@@ -118,7 +123,7 @@ def parse(value: object) -> ChatRequest:
     fields.finish()
     return ChatRequest(
         model=model,
-        messages=messages,
+        messages=[_renamed(message) for message in messages],
         params=params,
         max_tokens_given=max_tokens_given,
         choices=choices or 1,
@@ -128,6 +133,13 @@ def parse(value: object) -> ChatRequest:
         max_image_size=max_image_size,
         form=form,
     )
+
+
+def _renamed(message: Any) -> Any:
+    """Give a message with the newer name of the role "system" replaced; the rest is for others to check."""
+    if isinstance(message, dict) and message.get("role") == "developer":
+        return {**message, "role": "system"}
+    return message
 
 
 def _params(fields: Fields, logprobs: bool) -> tuple[SamplingParams, bool]:
@@ -197,7 +209,7 @@ def _response_format(fields: Fields) -> tuple[FormatKind, str] | None:
     elif kind != "text":
         raise Refusal(
             400,
-            f"response_format.type is {kind!r}; use text, json_object, json_schema, regex or grammar",
+            f"response_format.type is {shown(kind)}; use text, json_object, json_schema, regex or grammar",
             param="response_format.type",
             code="invalid_value",
         )

@@ -40,6 +40,9 @@ _CODES: tuple[tuple[type[PixedgeError], str], ...] = (
 )
 
 
+_LONGEST = 480
+
+
 class Refusal(Exception):
     """A request that is answered with an error: a status from 400 up and a sentence for a person."""
 
@@ -53,6 +56,8 @@ class Refusal(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Keep what the error object needs; param names the field at fault."""
+        if len(message) > _LONGEST:  # it repeats what the client sent
+            message = message[: _LONGEST - 1] + "…"
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})

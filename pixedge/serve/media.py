@@ -26,6 +26,7 @@ from PIL import Image
 from pixedge.errors import ImageError, MessageError, UsageError
 from pixedge.fetch import AddressError, fetch_image
 from pixedge.image import ImageLimits, TooManyPixelsError, read_image
+from pixedge.messages import shown
 
 _HOST = re.compile(r"(\*\.)?([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = (80, 443)
@@ -176,14 +177,14 @@ class _Door:
             return self._fetch(where, url)
         if scheme == "file" and self._settings.folder is not None:
             return _file_bytes(where, url, self._settings.folder, self._settings.limits)
-        raise ImageError(f"{where} points to {_shown(url)}, which is not allowed; send a data: URL")
+        raise ImageError(f"{where} points to {shown(url)}, which is not allowed; send a data: URL")
 
     def _fetch(self, where: str, url: str) -> bytes:
         now = time.monotonic()
         if self._deadline is None:
             self._deadline = now + self._settings.timeout
         refused = (
-            f"{where} points to {_shown(url)}, which is not allowed or does not answer in time;"
+            f"{where} points to {shown(url)}, which is not allowed or does not answer in time;"
             " send a data: URL"
         )
         if not self._settings.hosts:
@@ -198,7 +199,7 @@ class _Door:
         except AddressError:
             raise ImageError(refused) from None
         except ImageError as error:
-            raise ImageError(f"{where}: {str(error).replace(url, _shown(url))}") from None
+            raise ImageError(f"{where}: {str(error).replace(url, shown(url))}") from None
 
 
 def _data_bytes(where: str, url: str, limits: ImageLimits) -> bytes:
@@ -221,7 +222,7 @@ def _data_bytes(where: str, url: str, limits: ImageLimits) -> bytes:
 
 def _file_bytes(where: str, url: str, folder: Path, limits: ImageLimits) -> bytes:
     """Read a file below the folder; no link is followed, so none can lead out of it."""
-    refused = ImageError(f"{where} points to {_shown(url)}, which is no file below the server's media folder")
+    refused = ImageError(f"{where} points to {shown(url)}, which is no file below the server's media folder")
     try:
         parts = urlsplit(url)
         path = Path(unquote(parts.path, errors="strict"))
@@ -262,7 +263,3 @@ def _open(
         raise refused from None
     stack.callback(os.close, opened)
     return opened
-
-
-def _shown(url: str) -> str:
-    return repr(url if len(url) <= 80 else url[:77] + "…")

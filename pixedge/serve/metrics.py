@@ -72,7 +72,7 @@ class Metrics:
         """Begin to count for one engine."""
         self._engine, self._name = engine, next(iter(names))
         self._lock = threading.Lock()
-        self._statuses: Counter[int] = Counter()
+        self._statuses: Counter[int] = Counter({200: 0})
         self.ended: Counter[str] = Counter({"stop": 0, "length": 0, "cancelled": 0, "error": 0})
         self.prompt_tokens = self.picture_tokens = self.cached_tokens = self.completion_tokens = 0
         self.pictures = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pixedge
 from pixedge.sampling import MAX_LOGPROBS, MAX_SEED
+from pixedge.serve.chat_request import MAX_CHOICES, MAX_MESSAGES
 
 _Schema = dict[str, Any]
 
@@ -30,10 +31,10 @@ def describe(model: str, key_wanted: bool) -> dict[str, Any]:
                 "description": "The answer; with stream, chat.completion.chunk events that end in [DONE]",
                 "content": {
                     "application/json": {"schema": _ref("ChatCompletion")},
-                    "text/event-stream": {"schema": {"type": "string"}},
+                    "text/event-stream": {},
                 },
             },
-            **_errors(400, 401, 403, 408, 413, 415, 429, 500, 503),
+            **_errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503),
         },
     }
     gets = {
@@ -131,13 +132,13 @@ def _chat_request(model: str) -> _Schema:
     return _object(
         ("model", "messages"),
         model={"type": "string", "minLength": 1, "examples": [model]},
-        messages={"type": "array", "minItems": 1, "items": _ref("Message")},
+        messages={"type": "array", "minItems": 1, "maxItems": MAX_MESSAGES, "items": _ref("Message")},
         stream=_FLAG,
         stream_options={
             "anyOf": [{"type": "null"}, _object(include_usage=_FLAG, include_obfuscation={})],
             "description": "Only with stream",
         },
-        n=_nullable("integer", minimum=1, maximum=16),
+        n=_nullable("integer", minimum=1, maximum=MAX_CHOICES),
         max_tokens=_nullable("integer", minimum=1, maximum=MAX_SEED),
         max_completion_tokens=_about("A newer name of max_tokens", _nullable("integer", minimum=1)),
         temperature=_nullable("number", minimum=0),
@@ -197,7 +198,7 @@ def _message_schemas() -> dict[str, _Schema]:
     return {
         "Message": {
             "anyOf": [
-                _object(("role", "content"), role=_one("system"), content=plain),
+                _object(("role", "content"), role={"enum": ["system", "developer"]}, content=plain),
                 _object(("role", "content"), role=_one("user"), content=mixed),
                 _object(("role", "content"), role=_one("assistant"), content=plain, prefix=prefix),
             ]

@@ -464,3 +464,8 @@ def test_merged_patches_are_refused(tekken_file, tmp_path):
     file.write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match="merges patches 2 by 2; pixedge supports spatial_merge_size 1"):
         Tokenizer(file, vision())
+
+
+def test_a_run_of_blanks_that_the_tokenizer_gives_up_on(tokenizer):
+    with pytest.raises(MessageError, match="a run of blanks that is too long"):
+        tokenizer.encode([{"role": "user", "content": " " * 2_000_000}])

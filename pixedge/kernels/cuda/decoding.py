@@ -145,7 +145,9 @@ def _attend_part(
             total = tl.dot(p.to(DOT), v, total * shrink[:, None])
         most = new
     found = (sequence * kv_heads * groups + head) * parts + part
-    tl.store(sums + found[:, None] * head_dim + dim[None, :], total, mask=wanted & (start < end))
+    # in a form of its own: with a mask that is a tensor and a scalar triton 3.9's interpreter is lost
+    begun = (group * 0 + start < end)[:, None]
+    tl.store(sums + found[:, None] * head_dim + dim[None, :], total, mask=wanted & begun)
     tl.store(highest + found, most, mask=group < groups)
     tl.store(weights + found, weight, mask=group < groups)
 

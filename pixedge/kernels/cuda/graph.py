@@ -114,5 +114,9 @@ class DecodeGraph:
             self._rows[:count] = rows
             buffers.embedded[:count].copy_(self._rows[:count], non_blocking=True)
             buffers.residual[:count].copy_(buffers.embedded[:count])
-        self._replays[batch]()
+        self.replay(batch)
         return buffers.logits[:count], buffers.chosen[:count]
+
+    def replay(self, batch: int) -> None:
+        """Run the step of one of the batch sizes on what the buffers hold."""
+        self._replays[batch]()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.served import served
+from tests.serving import Process
 from tests.small_exports import small_export
 
 
@@ -10,5 +10,7 @@ from tests.small_exports import small_export
 def small_server(tmp_path_factory):
     """The URL of a server process of the small random model, whose answers go on until they are cut."""
     base = tmp_path_factory.getbasetemp()
-    with served(base, small_export(base), "--quiet") as url:
-        yield url
+    with Process(base, "--model", small_export(base), "--device", "cpu", PIXEDGE_API_KEY="") as process:
+        yield process.url
+        assert process.end() == 0
+        assert not any("Traceback" in line for line in process.said)

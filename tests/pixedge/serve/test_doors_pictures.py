@@ -256,7 +256,7 @@ PICTURES = {
     "a page": (b"<html><script>alert(1)</script>", "is not a picture"),
     "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a picture"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) (r) file\n", "is not a picture"),
-    "a PDF": (b"%PDF-1.7\n", "is not a picture"),
+    "a PDF": (b"%PDF-1.7\n", "is a PDF, not a picture"),
     "a ZIP": (b"PK\3\4", "is not a picture"),
     "no bytes": (b"", "is empty"),
     "too many bytes": (bytes(200_001), "has 200,001 bytes and the limit is 200,000"),

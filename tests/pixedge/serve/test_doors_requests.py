@@ -127,6 +127,19 @@ FIELDS = {
     "messages that are a string": (asking(messages="hi"), "messages is missing or empty"),
     "a message that is a number": (asking(messages=[5]), "message 0 is a int"),
     "an unknown role": (asking(messages=[{"role": "root", "content": "x"}]), "role 'root'"),
+    "a role of 100,000 letters": (
+        asking(messages=[{"role": "x" * 100_000, "content": "x"}]),
+        "has the role 'xxx",
+    ),
+    "a role of 100,000 lists": (
+        asking(messages=[{"role": [[]] * 100_000, "content": "x"}]),
+        "has the role [[], ",
+    ),
+    "a seed of 4,000 digits": (asking(seed=10**3_999), "seed is 1000"),
+    "a response format of 100,000 letters": (
+        asking(response_format={"type": "x" * 100_000}),
+        "response_format.type",
+    ),
     "a tool's message": (asking(messages=[{"role": "tool", "content": "x"}]), "role 'tool'"),
     "a message with a stray field": (
         asking(messages=[{"role": "user", "content": "x", "name": "me"}]),
@@ -152,6 +165,14 @@ FIELDS = {
         asking(response_format={"type": "json_schema", "json_schema": {"schema": 5}}),
         "response_format.json_schema.schema is missing",
     ),
+    "half a surrogate in a schema": (
+        asking(response_format={"type": "json_schema", "json_schema": {"schema": {"enum": ["\ud800"]}}}),
+        "unpaired surrogate U+D800",
+    ),
+    "half a surrogate in an expression": (
+        asking(response_format={"type": "regex", "regex": "a\udfff"}),
+        "unpaired surrogate U+DFFF",
+    ),
     "a response format of another world": (asking(response_format={"type": "xml"}), "response_format.type"),
     "stream options without a stream": (asking(stream_options={"include_usage": True}), "needs stream"),
 }
@@ -167,6 +188,15 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(client):
     counted = int(text.split("the prompt has ")[1].split(" ")[0].replace(",", ""))
     assert counted > 5_000
     assert "the context holds 600" in text
+
+
+@pytest.mark.parametrize("factor", [5e-324, 1e-45, 1e38, 1.7976931348623157e308])
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1, 1e300])
+def test_numbers_at_the_ends_of_their_range_are_computed_with(client, factor, temperature):
+    ends = {"repetition_penalty": factor, "temperature": temperature, "top_p": 5e-324, "min_p": 1}
+    answer = post(client, question("What? What?", max_tokens=6, seed=2**63 - 1, **ends))
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 6
 
 
 CONTROL = ("[INST]", "[/INST]", "</s>", "<s>", "[IMG]", "[IMG_END]", "[SYSTEM_PROMPT]", "[TOOL_CALLS]")
