@@ -12,9 +12,15 @@ from click.testing import CliRunner
 
 from pixedge import memory
 from pixedge.cli import main
+from pixedge.doctor import nvml
 from pixedge.known_shapes import PIXTRAL_12B
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch):
+    monkeypatch.setattr(nvml, "read_driver", lambda: None)
 
 
 def ask(*arguments: str):
@@ -145,6 +151,23 @@ def test_on_a_cpu(monkeypatch):
     assert (found["limit"], found["left"], found["fits"]) == (None, None, True)
 
 
+@pytest.mark.parametrize(("name", "known"), [("NVIDIA GeForce RTX 4090", True), ("Quadro K5200", False)])
+def test_the_card_that_is_there_is_taken(name, known, monkeypatch):
+    cards = (nvml.Card(name, 24 << 30, 20 << 30, ()),)
+    monkeypatch.setattr(nvml, "read_driver", lambda: nvml.Driver("600.1", (13, 0), cards))
+    found = told("pixtral-12b")
+    assert found["device_name"] == name and found["limit"] == (24 << 30) - (512 << 20)
+    assert (found["predicted"] is not None) == known
+    assert told("pixtral-12b", "--vram", "12GiB")["limit"] == 12 << 30
+    assert told("pixtral-12b", "--device", "cpu")["setup"]["device"] == "cpu"
+
+    def broken():
+        raise nvml.NvmlError("driver and library differ")
+
+    monkeypatch.setattr(nvml, "read_driver", broken)
+    assert told("pixtral-12b")["setup"]["device"] == "cpu"
+
+
 def test_a_checkpoint_folder_and_an_exported_one(tmp_path):
     (tmp_path / "params.json").write_text(json.dumps(PIXTRAL_12B.to_params()))
     named = told("pixtral-12b", "--vram", "24GiB")
@@ -167,7 +190,7 @@ def test_a_checkpoint_folder_and_an_exported_one(tmp_path):
         (("demo", "--vram", "24"), "--vram-limit is '24'; give a number with a unit, such as 24GiB"),
         (("demo", "--card", "GTX 1080"), "'GTX 1080' is no card that is known; "),
         (("demo", "--card", "H100", "--device", "cpu"), "leave one of them out"),
-        (("demo", "--device", "cuda"), "no GPU was named; give --card NAME or --vram SIZE"),
+        (("demo", "--device", "cuda"), "no GPU is here and none was named; give --card NAME or --vram SIZE"),
         (
             ("demo", "--vram", "24GiB", "--bandwidth", "900"),
             "give both --bandwidth and --tflops, or a --card",
