@@ -73,7 +73,7 @@ def random_request(model: Model, rng: random.Random, longest: int) -> tuple[Prom
         row = [eye.image_token_id] * columns
         if len(ids) + rows * (columns + 1) > room:
             break
-        ids += (row + [eye.image_break_token_id]) * rows
+        ids += [*row, eye.image_break_token_id] * rows
         ids[-1] = eye.image_end_token_id
         shape = (3, rows * eye.patch_size, columns * eye.patch_size)
         pictures.append(np.random.default_rng(rng.randrange(50)).standard_normal(shape, dtype=np.float32))

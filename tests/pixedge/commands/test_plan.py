@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -230,3 +231,21 @@ def test_it_takes_less_than_a_second_and_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout and done.stderr == "set()\n"
+
+
+def test_the_documentation_shows_what_is_printed():
+    text = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n\$ pixedge (.*)\n((?:.*\n)*?)```", text)
+    assert len(blocks) == 4
+    for command, shown in blocks:
+        arguments = shlex.split(command)
+        if arguments[0] == "count":
+            arguments += ["--model", str(ROOT / "models" / "demo")]
+        assert CliRunner().invoke(main, arguments).stdout == shown, command
+
+
+def test_the_documentation_has_every_component_and_key():
+    text = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    found = told("pixtral-12b", "--card", "H100")
+    for key in {*found, *found["device"], *found["largest"]}:
+        assert f"`{key}`" in text, key
