@@ -34,8 +34,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return pixedge.load(folder, device="cpu", context=4096)
+def model(folder, one_thread):
+    return pixedge.load(folder, device="cpu", context=4096, threads=1)
 
 
 @pytest.fixture
@@ -294,6 +294,8 @@ def test_a_stopped_batch_goes_on_from_its_last_line(folder, tmp_path, sign):
         "Describe.",
         "--max-tokens",
         "16",
+        "--threads",
+        "1",
     ]
     command += ["--model", str(folder), "--out", str(tmp_path / "a.jsonl"), "--json"]
     with subprocess.Popen(
