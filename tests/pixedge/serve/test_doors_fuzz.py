@@ -1,6 +1,6 @@
 """Thousands of broken pictures and requests, sent to a server process: no crash, no 500, no growing memory.
 
-Some dozens of each kind in the usual tests; ten thousand pictures and ten thousand requests among the slow ones.
+Some dozens of each kind in the usual tests; ten thousand pictures and as many requests in the slow ones.
 """
 
 import functools
