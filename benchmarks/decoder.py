@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,22 +20,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixedge.commands.peak_memory import peak_memory
-from pixedge.config import DecoderConfig, ModelConfig
-from pixedge.decoder import Decoder, DecoderLayer
-from pixedge.kernels.cpu.compiled import aligned_empty, library, pointer, variant
-from pixedge.kernels.cpu.fused_layer import fuse
+from pixedge.config import ModelConfig
+from pixedge.decoder import Decoder
+from pixedge.kernels.cpu.compiled import variant
 from pixedge.kv_cache import PagedStep, PagePool
-from pixedge.linear import Int4Linear, Int8Linear
+from pixedge.linear import Int4Linear
 from pixedge.loading import DTYPES, choose_device
-from pixedge.packing import GptqWeight
+from pixedge.profile.limits import READ_BYTES, LimitTrial, finish, rested
+from pixedge.profile.random_decoder import random_decoder
 from pixedge.vision import VisionSession
 from pixedge_export.synthetic import PIXTRAL_12B
-from vision import write_encoder
+from pixedge_export.synthetic_encoder import write_encoder
 
-GROUP_SIZE = 128
 CHUNK = 512
 """Tokens of a prompt in one step, as the engine takes them."""
 TINY = ModelConfig(
@@ -61,45 +59,6 @@ class Case:
         return f"batch {self.batch}, context {self.context}, {self.bits}-bit cache"
 
 
-def random_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """Build a decoder as ``pixedge.load`` does: 4-bit linears, 8-bit head; without its embeddings."""
-    generator = torch.Generator().manual_seed(0)
-
-    def linear(in_features: int, out_features: int) -> nn.Module:
-        words = torch.empty(in_features // 8, out_features, dtype=torch.int32)
-        words.random_(-(2**31), 2**31 - 1, generator=generator)
-        # 4.6: standard deviation of the values, so that a product keeps the size of what it multiplies
-        scale = torch.tensor(1 / (4.6 * in_features**0.5)).bfloat16().half()
-        scales = scale.expand(in_features // GROUP_SIZE, out_features).contiguous()
-        return Int4Linear(GptqWeight(words, scales, GROUP_SIZE), dtype, device)
-
-    # Built with one token and no head: embeddings and a 16-bit head would only take memory.
-    decoder = Decoder(replace(config, n_layers=1, vocab_size=1), linear, lambda i, o: nn.Identity())
-    layers = [DecoderLayer(config, linear) for _ in range(config.n_layers)]
-    decoder.layers = nn.ModuleList(layers)
-    decoder.config = config
-    for norm in decoder.parameters():  # weights keep their own types
-        norm.data = norm.data.to(device, dtype)
-    fuse(layers)
-    head = torch.empty(config.vocab_size, config.dim, dtype=torch.bfloat16)
-    head.normal_(0, config.dim**-0.5, generator=generator)
-    decoder.lm_head = Int8Linear(head, dtype, device)
-    return decoder.eval().requires_grad_(False)
-
-
-def finish(device: torch.device) -> float:
-    """Return the time in seconds, once the device has finished what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def rested(device: torch.device) -> float:
-    """Return the time, once torch's threads have stopped looking for more work after a product."""
-    time.sleep(0.02)
-    return finish(device)
-
-
 def median_seconds(step: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Run a step once to warm up, then time it."""
     times = []
@@ -108,48 +67,6 @@ def median_seconds(step: Callable[[], object], repeats: int, device: torch.devic
         step()
         times.append(finish(device) - start)
     return statistics.median(times[1:])
-
-
-class Limits:
-    """What the machine can do at best: bytes read per second, and operations of a 16-bit product."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, size: int) -> None:
-        """Take ``size`` bytes of memory, more than any cache holds, and two matrices."""
-        self.device = device
-        self.memory = torch.empty(size, dtype=torch.uint8, device=device)
-        if device.type == "cpu":
-            self.memory = aligned_empty((size,), torch.uint8)  # in large pages, as the weights are
-        self.memory.fill_(1)
-        side = min(4096, int((size / 8) ** 0.5))
-        self.left, self.right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
-        self.seconds: list[float] = []
-        self.product_seconds: list[float] = []
-
-    def measure(self, *, product: bool) -> None:
-        """Time both once more; the product only where prompts are timed too."""
-        opened = library() if self.device.type == "cpu" else None
-        start = rested(self.device)
-        if opened is None:
-            self.memory.view(torch.int64).sum()
-        else:
-            opened.pixedge_read(pointer(self.memory), self.memory.nbytes)
-        self.seconds.append(finish(self.device) - start)
-        if product:
-            start = finish(self.device)
-            self.left @ self.right
-            self.product_seconds.append(finish(self.device) - start)
-
-    @property
-    def bytes_per_second(self) -> float:
-        """How fast memory is read."""
-        return self.memory.nbytes / statistics.median(self.seconds)
-
-    @property
-    def operations_per_second(self) -> float:
-        """Multiplications and additions of a product; 0 where none was timed."""
-        if not self.product_seconds:
-            return 0.0
-        return 2 * len(self.left) ** 3 / statistics.median(self.product_seconds)
 
 
 def make_step(decoder: Decoder, case: Case) -> Callable[[], Tensor]:
@@ -181,14 +98,14 @@ def make_step(decoder: Decoder, case: Case) -> Callable[[], Tensor]:
 
 
 def measure_decoder(
-    decoder: Decoder, cases: list[Case], limits: Limits, repeats: int
+    decoder: Decoder, cases: list[Case], limits: LimitTrial, repeats: int
 ) -> dict[Case, tuple[float, float]]:
     """Time the cases in turn, with the limits between them; seconds of the layers and of the head."""
     device = decoder.norm.weight.device
     times: dict[Case, list[tuple[float, float]]] = {case: [] for case in cases}
     steps = {case: make_step(decoder, case) for case in cases}
     for repeat in range(repeats + 1):
-        limits.measure(product=any(case.tokens > 1 for case in cases))
+        limits.measure()
         for case, step in steps.items():
             start = rested(device)
             hidden = step()
@@ -244,14 +161,15 @@ def main() -> None:
     cases = list(dict.fromkeys(cases))
 
     with torch.inference_mode():
-        limits = Limits(device, dtype, 1 << 24 if args.tiny else 1 << 30)
+        trial = LimitTrial(device, dtype, 1 << 24 if args.tiny else READ_BYTES)
         decoder = random_decoder(config, dtype, device)
         parts = [m for m in decoder.layers.modules() if isinstance(m, Int4Linear)]
         layer_bytes = sum(m.weight.nbytes + m.scales.nbytes for m in parts) / args.layers
         head_bytes = decoder.lm_head.weight.nbytes
         operations = 2 * sum(m.weight.numel() * 2 for m in parts) / args.layers
-        found = measure_decoder(decoder, cases, limits, args.repeats)
-    del decoder, parts
+        found = measure_decoder(decoder, cases, trial, args.repeats)
+        limits = trial.limits
+    del decoder, parts, trial
     depth, rows = whole.decoder.n_layers, []
     read_limit = (depth * layer_bytes + head_bytes) / limits.bytes_per_second
     speed = limits.bytes_per_second / 1e9

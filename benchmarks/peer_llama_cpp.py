@@ -77,7 +77,9 @@ def write_model(path: Path, layers: int, kind: str) -> None:
     writer.close()
 
 
-def measure(path: Path, prompts: list[int], tokens: int, repeats: int, threads: int) -> dict[str, float]:
+def measure(
+    path: Path, prompts: list[int], tokens: int, repeats: int, threads: int, gpu: bool
+) -> dict[str, float]:
     """Return seconds of each prompt, as "prompt 512", and of one token behind the first of them."""
     import llama_cpp
 
@@ -87,6 +89,7 @@ def measure(path: Path, prompts: list[int], tokens: int, repeats: int, threads: 
         n_threads=threads,
         n_threads_batch=threads,
         n_batch=512,
+        n_gpu_layers=-1 if gpu else 0,
         verbose=False,
     )
     ids = [7 * i % 1000 + 10 for i in range(max(prompts))]
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--kind", choices=["Q4_0", "Q4_K", "Q8_0"], default="Q4_0")
+    parser.add_argument("--gpu", action="store_true", help="run all layers on the GPU of a build for CUDA")
     args = parser.parse_args()
     import llama_cpp
 
@@ -128,7 +132,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             write_model(path, layers, args.kind)
-            found[layers] = measure(path, args.prompts, args.tokens, args.repeats, args.threads)
+            found[layers] = measure(path, args.prompts, args.tokens, args.repeats, args.threads, args.gpu)
     whole = {}
     for what in found[few]:
         each = (found[many][what] - found[few][what]) / (many - few)
@@ -141,6 +145,7 @@ def main() -> None:
         "engine": f"llama.cpp (llama-cpp-python {llama_cpp.__version__})",
         "kind": args.kind,
         "threads": args.threads,
+        "gpu": args.gpu,
         "layers": LAYERS,
         "seconds": {what: round(seconds, 6) for what, seconds in whole.items()},
         "measured": {str(layers): found[layers] for layers in found},

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pixedge_export.machine import describe_machine
+from pixedge.machine import describe_machine
 
 HERE = Path(__file__).resolve().parent
 FILE = HERE.parent / "docs" / "speed.json"

@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,11 +36,9 @@ from pixedge.kernels.vision import fast
 from pixedge.rope import rotary_2d
 from pixedge.section import read_json
 from pixedge.vision import FUSED_GRAPH, VisionSession
-from pixedge_export.encoder import VisionEncoder
 from pixedge_export.synthetic import PIXTRAL_12B
-from pixedge_export.vision import export_vision
+from pixedge_export.synthetic_encoder import SHARD, write_encoder
 
-SHARD = "model-00001-of-00001.safetensors"
 CPU = torch.device("cpu")
 TINY = ModelConfig(
     dataclasses.replace(PIXTRAL_12B.decoder, dim=256),
@@ -50,27 +47,6 @@ TINY = ModelConfig(
 LINEARS = {"aten::mm", "aten::addmm", "aten::mkldnn_convolution", "aten::linear"}
 
 Encode = Callable[[np.ndarray], Tensor]
-
-
-def write_encoder(folder: Path, config: ModelConfig) -> None:
-    """Write a random encoder of bfloat16 values in float16, as an export of a checkpoint has them."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in VisionEncoder(config).state_dict().items()}
-    tensors = {}
-    for name, shape in shapes.items():
-        if len(shape) == 1:
-            value = torch.randn(shape, generator=generator) * 0.3
-            if "norm" in name or "ln_pre" in name:
-                value.exp_()[torch.randperm(shape[0], generator=generator)[: shape[0] // 128]] *= 10
-        else:
-            value = torch.randn(shape, generator=generator) * (0.5 / math.sqrt(math.prod(shape[1:])))
-            value *= torch.randn(shape, generator=generator).mul_(0.5).exp_()
-            value[:, torch.randperm(shape[1], generator=generator)[: max(1, shape[1] // 256)]] *= 8
-        tensors[name] = value.bfloat16().half()
-    save_file(tensors, folder / SHARD)
-    (folder / "params.json").write_text(json.dumps(config.to_params()))
-    export_vision(config, folder, SHARD)
 
 
 def open_ours(folder: Path, config: ModelConfig) -> Encode:

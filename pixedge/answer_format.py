@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pixedge.errors import UsageError
 from pixedge.json_schema import check_schema
 
+_NOUNS = {"schema": "schema", "regex": "regular expression", "lark": "grammar"}
+
 MAX_CHARACTERS = 100_000
 """The longest format: far above any in use, and low enough to be read in a second at worst."""
 
@@ -45,6 +47,8 @@ class AnswerFormat:
 
     def __post_init__(self) -> None:
         """Check the text; nothing is compiled against a vocabulary yet."""
+        if self.kind not in _NOUNS:
+            raise UsageError(f"the kind of format is {self.kind!r}; use {', '.join(_NOUNS)}")
         if not isinstance(self.text, str):
             raise UsageError(f"the {self.noun} is a {type(self.text).__name__}; give a string")
         if len(self.text) > MAX_CHARACTERS:
@@ -116,7 +120,7 @@ class AnswerFormat:
     @property
     def noun(self) -> str:
         """What a person calls it."""
-        return {"schema": "schema", "regex": "regular expression", "lark": "grammar"}[self.kind]
+        return _NOUNS[self.kind]
 
     @property
     def compiled(self) -> str:

@@ -8,10 +8,11 @@ params.json; nothing is guessed from names.
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,9 +23,13 @@ from pixedge.decoder import Decoder, DecoderLayer
 from pixedge.errors import ArtifactError
 from pixedge.kernels.cpu.compiled import announce, release
 from pixedge.kernels.cpu.fused_layer import fuse
+from pixedge.kernels.cuda import available
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import GptqWeight, QuantizedWeight, read_gptq, read_imported_gptq
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
+
+if TYPE_CHECKING:
+    from pixedge.gpu_decoder import GpuDecoder
 
 MANIFEST = "pixedge.json"
 INDEX = "model.safetensors.index.json"
@@ -170,6 +175,36 @@ def check_tensors(artifact: Artifact) -> None:
             f"{artifact.folder / INDEX} has {wrong[0]} in {artifact.weight_map.get(wrong[0], 'no file')}, "
             f"but it is in {found.get(wrong[0], 'none')}; export again"
         )
+
+
+def load_any_decoder(
+    artifact: Artifact,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+    *,
+    host_embeddings: bool = False,
+) -> "Decoder | GpuDecoder":
+    """Load the decoder as it runs best: by the GPU's kernels where they can, else as ``load_decoder`` does.
+
+    host_embeddings: keep the table of embeddings in host memory, which the GPU's kernels allow. Where they
+    cannot run on a GPU with 16-bit activations, stderr tells why.
+    """
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return load_decoder(artifact, dtype, device, progress)
+    if available(device):
+        from pixedge.gpu_decoder import load_gpu_decoder
+        from pixedge.kernels.cuda.int4_weight import UnsuitedWeightError
+
+        check_tensors(artifact)
+        try:
+            return load_gpu_decoder(artifact, dtype, device, progress, host_embeddings=host_embeddings)
+        except UnsuitedWeightError as error:
+            reason = f"this folder has {error}, which the GPU kernels do not take"
+    else:
+        reason = "the GPU kernels need triton and a GPU of compute capability 8.0 or later"
+    print(f"pixedge: {reason}, so answers will be slower", file=sys.stderr)
+    return load_decoder(artifact, dtype, device, progress)
 
 
 def load_decoder(

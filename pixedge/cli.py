@@ -11,15 +11,19 @@ from typing import Any, NoReturn
 
 import click
 
+from pixedge.commands.batch import batch
 from pixedge.commands.chat import chat
+from pixedge.commands.doctor import doctor
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
+from pixedge.commands.profile import profile
 from pixedge.commands.pull import pull
 from pixedge.commands.report import report
 from pixedge.commands.run import run
 from pixedge.commands.serve import serve
 from pixedge.commands.verify import verify
 from pixedge.errors import PixedgeError
+from pixedge.out_of_memory import out_of_memory
 
 _EPILOG = """\
 \b
@@ -38,11 +42,6 @@ Exit codes:
 \b
 Answers and results go to standard output, everything else to standard error.
 """
-
-# What an allocation that failed says in torch on the CPU, and in ONNX Runtime: their exceptions have no type
-# of their own for it.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "Failed to allocate memory")
-_LESS_MEMORY = "use a smaller --max-image-size, fewer pictures or --device cpu, or close other programs"
 
 
 class _Pixedge(click.Group):
@@ -101,11 +100,8 @@ def _usage_sentence(error: click.ClickException) -> str:
 
 def _sentence(error: Exception) -> str | None:
     """Give the sentence for a machine that ran out of something; None for what is a fault of pixedge."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
-        return f"the GPU's memory is full; {_LESS_MEMORY}"
-    if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
-        return f"the memory is full; {_LESS_MEMORY}"
+    if (full := out_of_memory(error)) is not None:
+        return str(full)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         return f"the disk is full{where}; free some space, or choose another folder with --out"
@@ -140,10 +136,13 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(batch)
 main.add_command(chat)
 main.add_command(serve)
 main.add_command(export)
 main.add_command(verify)
+main.add_command(doctor)
+main.add_command(profile)
 main.add_command(report)
 main.add_command(pull)
 main.add_command(import_)

@@ -12,9 +12,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -25,12 +25,16 @@ from pixedge.errors import CapacityError, PixedgeError
 from pixedge.kernels.attention import PAGE
 from pixedge.kv_cache import PagePool
 from pixedge.memory import plan_cache
+from pixedge.out_of_memory import out_of_memory
 from pixedge.paged_cache import PagedCache
-from pixedge.pictures import Vision
+from pixedge.pictures import PictureCache, Vision
+from pixedge.prompt import Prompt
 from pixedge.request import Request
-from pixedge.runner import Parts, Runner
+from pixedge.runner import Outcome, Parts, prepare_runner
 from pixedge.sampling import SampledToken, Sampler, SamplingParams
-from pixedge.tokenizer import Prompt
+
+if TYPE_CHECKING:
+    from pixedge.gpu_decoder import GpuDecoder
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,17 @@ class Engine:
     def __init__(
         self,
         config: ModelConfig,
-        decoder: Decoder,
+        decoder: "Decoder | GpuDecoder",
         vision: Vision,
         device: torch.device,
         dtype: torch.dtype,
         stop_ids: frozenset[int],
         options: EngineOptions | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Join loaded parts and take memory for the cache; dtype is that of the activations.
 
+        progress(done, total) is called while a GPU's kernels are compiled and captured.
         Raises CapacityError when a cache of options.cache_tokens does not fit.
         """
         self.config, self.decoder, self.vision = config, decoder, vision
@@ -87,15 +93,23 @@ class Engine:
             self.options.memory_limit,
         )
         pool = PagePool.allocate(config.decoder, tokens // PAGE, dtype, device, bits=self.kv_bits)
+        self._make_runner = prepare_runner(
+            decoder,
+            pool,
+            device,
+            dtype,
+            chunk=max(self.options.prefill_chunk, self.options.shared_chunk),
+            requests=self.options.max_requests,
+            progress=progress,
+        )
         self._start(pool)
         _ENGINES.add(self)
 
     def _start(self, pool: PagePool) -> None:
         """Begin with nothing asked, nothing known and nobody waiting."""
         self.cache = PagedCache(pool)
-        self.runner = Runner(
-            self.decoder, self.vision, self.device, self.dtype, self.cache, self.options.picture_bytes
-        )
+        pictures = PictureCache(self.vision, self.device, self.dtype, self.options.picture_bytes)
+        self.runner = self._make_runner(self.cache, pictures)
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []  # in the order of their admission
         self._cancelled: deque[Request] = deque()
@@ -183,8 +197,7 @@ class Engine:
     def _step(self) -> None:
         start = self.runner.now()
         self._admit()
-        logits = self._prefill() + self._decode()
-        chosen = self._sample(logits)
+        chosen = self._sample(self._prefill() + self._decode())
         seconds = self.runner.now() - start
         for request in (*self._active, *self._waiting.copy()):
             request.clock(seconds)
@@ -200,8 +213,8 @@ class Engine:
                 return
             self._active.append(self._waiting.popleft())
 
-    def _prefill(self) -> list[tuple[Request, Tensor]]:
-        """Run the next chunk of prompts; return the logits [vocab] behind those that are complete."""
+    def _prefill(self) -> list[Outcome]:
+        """Run the next chunk of prompts; return what came of those that are complete."""
         shared = any(request.answered for request in self._active)
         budget = self.options.shared_chunk if shared else self.options.prefill_chunk
         parts = []
@@ -213,16 +226,17 @@ class Engine:
             budget -= count
         return self._run(parts)
 
-    def _decode(self) -> list[tuple[Request, Tensor]]:
-        """Run the last token of every answer under way; return the logits [vocab] behind it."""
+    def _decode(self) -> list[Outcome]:
+        """Run the last token of every answer under way; return what came of them."""
         return self._run([(request, 1) for request in self._active if request.answered])
 
-    def _sample(self, logits: list[tuple[Request, Tensor]]) -> list[tuple[Request, SampledToken]]:
-        """Choose a token from each request's logits [vocab]; a request whose logits are bad ends."""
+    def _sample(self, outcomes: list[Outcome]) -> list[tuple[Request, SampledToken]]:
+        """Choose a token from each request's logits, unless that is done; bad logits end their request."""
         chosen = []
-        for request, row in logits:
+        for request, found in outcomes:
             try:
-                chosen.append((request, request.sampler.sample(row)))
+                token = found if isinstance(found, SampledToken) else request.sampler.sample(found)
+                chosen.append((request, token))
             except Exception as error:
                 self._finish(request, error)
         return chosen
@@ -240,12 +254,12 @@ class Engine:
             self._finish(request, error)
             return False
 
-    def _run(self, parts: Parts) -> list[tuple[Request, Tensor]]:
+    def _run(self, parts: Parts) -> list[Outcome]:
         """Run some tokens of each request; an error ends these requests, and no others."""
         if not parts:
             return []
         try:
-            return self.runner.logits(parts)
+            return self.runner.outcomes(parts)
         except Exception as error:
             for request, _ in parts:
                 self._finish(request, error)
@@ -259,7 +273,7 @@ class Engine:
         queue.remove(request)
         self.cache.release(request, disown=error is not None)
         request.embeddings.clear()
-        request.error = error
+        request.error = error and (out_of_memory(error) or error)
         request.finished = True
 
     @contextlib.contextmanager

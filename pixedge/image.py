@@ -387,11 +387,11 @@ def expand_image_arguments(args: Sequence[str]) -> list[str]:
         matches = [path for path in glob.glob(arg, recursive=True) if not os.path.isdir(path)]
         if not matches:
             raise ImageError(f"{arg} matches no file; check the folder and the pattern")
-        expanded.extend(sorted(matches, key=_natural_key))
+        expanded.extend(sorted(matches, key=natural_key))
     return expanded
 
 
-def _natural_key(path: str) -> tuple[list[str | int], str]:
+def natural_key(path: str) -> tuple[list[str | int], str]:
     """Digits compare as numbers; they sit at the odd places, so numbers never meet words."""
     parts = re.split(r"(\d+)", path.casefold())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], path

@@ -7,14 +7,20 @@ from typing import Literal
 
 import torch
 
-from pixedge.artifact import load_decoder, open_artifact
+from pixedge.artifact import load_any_decoder, open_artifact
+from pixedge.budget import plan_load
 from pixedge.byte_size import parse_bytes
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
-from pixedge.memory import limit_memory
+from pixedge.kernels import int4
+from pixedge.kernels.cpu.products import Int4Cpu
+from pixedge.kernels.cuda import available
+from pixedge.memory import enforce, usable_memory
 from pixedge.model import Model
+from pixedge.plan import Setup
+from pixedge.stored_weights import Layout
 from pixedge.tokenizer import Tokenizer
-from pixedge.vision import VisionSession
+from pixedge.vision import VisionSession, vision_form
 
 KV_BITS: dict[str, Literal[8, 16] | None] = {"auto": None, "16bit": 16, "8bit": 8}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,32 +70,91 @@ def load(
     if max_requests < 1:
         raise UsageError(f"max_requests is {max_requests}; give 1 or more")
     limit = parse_bytes(vram_limit, "vram_limit") if isinstance(vram_limit, str) else vram_limit
-    if limit is not None:
-        limit_memory(place, limit)
+    if limit is not None and limit < 1:
+        raise UsageError(f"vram_limit is {limit}; give 1 or more bytes")
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads is {threads}; give 1 or more")
         torch.set_num_threads(threads)
+    exact = chosen == torch.float32
+    bits = KV_BITS[kv_cache] or (8 if chosen.itemsize == 2 else 16)
+    multiprocessors, capability = _processors(place)
+    setup = Setup(
+        device="cuda" if place.type == "cuda" else "cpu",
+        vision_device="cuda" if vision_place.type == "cuda" else "cpu",
+        dtype=str(chosen).removeprefix("torch."),
+        kv_bits=bits,
+        group_size=artifact.group_size,
+        zeros=artifact.zero_offset is not None,
+        layout=held_layout(chosen, place, artifact.group_size),
+        vision_form=vision_form(artifact.folder, vision_place, exact=exact),
+        multiprocessors=multiprocessors,
+        capability=capability,
+    )
+    plan = plan_load(
+        artifact.config,
+        setup,
+        limit=usable_memory(place) if limit is None else limit,
+        tokens=context,
+        batch=max_requests,
+        picture=max_image_size,
+    )
+    enforce(plan, place)
     tokenizer = Tokenizer(
         artifact.folder / "tekken.json", artifact.config.vision, artifact.config.decoder.vocab_size
     )
-    decoder = load_decoder(
-        artifact, chosen, place, lambda done, total: progress("weights", done, total) if progress else None
+    decoder = load_any_decoder(
+        artifact,
+        chosen,
+        place,
+        lambda done, total: progress("weights", done, total) if progress else None,
+        host_embeddings=bool(plan.setup.host_embeddings),
     )
     if progress:
         progress("vision", 0, 1)
-    exact = chosen == torch.float32
-    vision = VisionSession(artifact.folder, artifact.config, vision_place, threads, exact=exact)
+    vision = VisionSession(artifact.folder, artifact.config, vision_place, threads, plan.arena, exact)
     if vision_place.type == "cuda":
-        vision.warm_up()  # takes all the memory that a picture will ever need, before anything is answered
+        # takes all the memory that a picture will ever need, before anything is answered
+        vision.warm_up(max_image_size)
     if progress:
         progress("vision", 1, 1)
     options = EngineOptions(
-        kv_bits=KV_BITS[kv_cache], cache_tokens=context, max_requests=max_requests, memory_limit=limit
+        kv_bits=bits,
+        cache_tokens=plan.workload.cache_tokens,
+        max_requests=max_requests,
+        prefill_chunk=plan.setup.prefill_chunk,
+        picture_bytes=plan.kept_pictures,
     )
-    engine = Engine(artifact.config, decoder, vision, place, chosen, tokenizer.stop_ids, options)
+    engine = Engine(
+        artifact.config,
+        decoder,
+        vision,
+        place,
+        chosen,
+        tokenizer.stop_ids,
+        options,
+        lambda done, total: progress("kernels", done, total) if progress else None,
+    )
     seconds = time.perf_counter() - start
-    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size)
+    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size, plan)
+
+
+def _processors(device: torch.device) -> tuple[int, tuple[int, int]]:
+    """Return a GPU's number of multiprocessors and its compute capability; a CPU has none."""
+    if device.type != "cuda":
+        return 1, (0, 0)
+    facts = torch.cuda.get_device_properties(device)
+    return facts.multi_processor_count, (facts.major, facts.minor)
+
+
+def held_layout(dtype: torch.dtype, device: torch.device, group_size: int) -> Layout:
+    """Tell how 4-bit linears lie in memory, as ``kernels.int4.choose`` has it for whole blocks of outputs."""
+    if device.type == "cuda":
+        return "cuda" if dtype.itemsize == 2 and available(device) else "reference"
+    kernel = int4.choose(dtype, device, 16, group_size if group_size > 0 else 128)
+    if isinstance(kernel, Int4Cpu):
+        return "cpu"
+    return "torch" if isinstance(kernel, int4.TorchCpu) else "reference"
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,4 +1,7 @@
-"""How much memory there is, and how many tokens' keys and values fit into it."""
+"""How much memory a device has, what of it a model may take, and what is said where it runs out.
+
+What a model needs is ``pixedge.plan``'s to tell.
+"""
 
 import os
 import re
@@ -8,17 +11,14 @@ from pathlib import Path
 import torch
 
 from pixedge.config import DecoderConfig
-from pixedge.errors import CapacityError, UsageError
-from pixedge.kernels.attention import PAGE
+from pixedge.errors import CapacityError
+from pixedge.kernels.cuda.layout import PAGE
+from pixedge.plan import Plan
+from pixedge.scratch import CUDA_CONTEXT
+from pixedge.stored_weights import token_bytes
 
 SPARE_BYTES = 2 << 30
 """Left free beside the cache: a chunk's activations, logits, the largest picture's encoding."""
-
-
-def token_bytes(config: DecoderConfig, dtype: torch.dtype, bits: int) -> int:
-    """Return the bytes of one token's keys and values in all layers; 8 bits have a float16 scale a head."""
-    width = config.head_dim + 2 if bits == 8 else config.head_dim * dtype.itemsize
-    return 2 * config.n_layers * config.n_kv_heads * width
 
 
 def plan_cache(
@@ -35,7 +35,7 @@ def plan_cache(
     everything else, or half of the free memory where that is more. Raises CapacityError when ``tokens`` need
     more than is free.
     """
-    each, free = token_bytes(config, dtype, bits), free_memory(device)
+    each, free = token_bytes(config, bits, dtype.itemsize), free_memory(device)
     if limit is not None:
         left = max(0, limit - held_memory(device))
         free = left if free is None else min(free, left)
@@ -53,16 +53,29 @@ def plan_cache(
     )
 
 
-def limit_memory(device: torch.device, limit: int) -> None:
-    """Let torch take no more than ``limit`` bytes of a CUDA device; a CPU's memory has no such lock.
+def usable_memory(device: torch.device) -> int | None:
+    """Return the bytes of ``device`` that a model may take where nobody says: what is free, less a margin.
 
-    Raises UsageError for less than a byte.
+    What the process holds already counts as usable, for a plan counts it too. The margin is an eighth of what
+    is free, 2 GiB at most, for other programs: 512 MiB at most on a GPU. None where it cannot be told.
     """
-    if limit < 1:
-        raise UsageError(f"vram_limit is {limit}; give 1 or more bytes")
+    free = free_memory(device)
+    if free is None:
+        return None
     if device.type == "cuda":
+        free += min(CUDA_CONTEXT, torch.cuda.mem_get_info(device)[1] - free)  # of which some is ours by now
+        return free - min(free // 8, 512 << 20)
+    return free + held_memory(device) - min(free // 8, 2 << 30)
+
+
+def enforce(plan: Plan, device: torch.device) -> None:
+    """Let torch take no more of a CUDA device than the limit leaves to it beside CUDA and ONNX Runtime.
+
+    A CPU's memory has no such lock: there the plan alone keeps what is taken below its limit.
+    """
+    if device.type == "cuda" and plan.torch_limit is not None:
         total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.torch_limit / total), device)
 
 
 def held_memory(device: torch.device) -> int:

@@ -16,6 +16,7 @@ from pixedge.config import ModelConfig
 from pixedge.engine import Engine
 from pixedge.image import ImageLimits
 from pixedge.messages import Messages
+from pixedge.plan import Plan
 from pixedge.request import Request, Stopwatch
 from pixedge.sampling import SampledToken, Sampler, SamplingParams, StopStrings
 from pixedge.tokenizer import Prompt, TextStream, Tokenizer
@@ -220,16 +221,19 @@ class Model:
         folder: Path,
         load_seconds: float,
         max_image_size: int | None = None,
+        plan: Plan | None = None,
     ) -> None:
         """Join loaded parts; ``pixedge.load`` is the usual way.
 
         max_image_size: the greatest cap that a request may set on the longer side of its pictures, in pixels.
+        plan: of the memory that was taken.
         """
         self.config = config
         self.engine = engine
         self.tokenizer = tokenizer
         self.folder = folder
         self.load_seconds = load_seconds
+        self.plan = plan
         self.max_image_size = max_image_size
 
     def generate(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pixedge.kernels.attention import PAGE
 from pixedge.kv_cache import PagedStep, PagePool
@@ -73,8 +74,8 @@ class PagedCache:
         self.pages.unreserve(request.reserved)
         request.pages = request.kept = request.reserved = request.held = 0
 
-    def lay_out(self, parts: Sequence[tuple[Request, int]]) -> PagedStep:
-        """Lay out a step of some tokens of each request, taking pages for them."""
+    def take(self, parts: Sequence[tuple[Request, int]]) -> NDArray[np.int32]:
+        """Take the pages for some tokens of each request; return all that it has, int32 [requests, pages]."""
         for request, count in parts:
             while request.pages * PAGE < request.held + count:
                 request.table[request.pages] = self.pages.take()
@@ -83,6 +84,11 @@ class PagedCache:
         tables = np.zeros((len(parts), max(request.pages for request, _ in parts)), np.int32)
         for row, (request, _) in zip(tables, parts, strict=True):
             row[: request.pages] = request.table[: request.pages]
+        return tables
+
+    def lay_out(self, parts: Sequence[tuple[Request, int]]) -> PagedStep:
+        """Lay out a step of some tokens of each request, taking pages for them."""
+        tables = self.take(parts)
         starts, counts = zip(*((request.held, count) for request, count in parts), strict=True)
         return PagedStep(
             self.pool,

@@ -4,18 +4,21 @@ The same numbers decide whether something fits before anything is loaded (``pixe
 cache becomes, and how much torch and ONNX Runtime may take. No torch is needed here.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from pixedge.config import ModelConfig
+from pixedge.kernels.cuda.layout import PAGE
+from pixedge.kernels.cuda.tuning import of_capability
 from pixedge.scratch import (
     CUDA_CONTEXT,
     MIB,
     PROCESS,
-    decode_scratch,
+    cpu_scratch,
     encoder_activations,
+    gpu_scratch,
     picture_patches,
-    prefill_scratch,
 )
 from pixedge.stored_weights import (
     Layout,
@@ -28,10 +31,10 @@ from pixedge.stored_weights import (
     token_bytes,
 )
 
-PAGE = 16
-"""Tokens of a page of the cache."""
-
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+MOST_KEPT = 64
+"""Pictures of the largest size that are kept for later questions, where ``Setup.picture_bytes`` allows it."""
 
 Kind = Literal["cuda", "cpu"]
 
@@ -46,6 +49,7 @@ class Setup:
     tokens of prompts in a step. picture_bytes: embeddings of pictures kept for later questions.
     host_embeddings: token embeddings stay in host memory, from where a step fetches its rows; None puts them
     there where the rest would not fit otherwise. On a CPU 16-bit ones always stay in their file.
+    multiprocessors, capability: of the GPU, by which kernels cut up their work.
     """
 
     device: Kind = "cuda"
@@ -59,6 +63,8 @@ class Setup:
     prefill_chunk: int = 512
     picture_bytes: int = 256 * MIB
     host_embeddings: bool | None = None
+    multiprocessors: int = 128
+    capability: tuple[int, int] = (8, 9)
 
     @property
     def itemsize(self) -> int:
@@ -72,16 +78,20 @@ class Workload:
 
     context: tokens that one answer under way may hold, its prompt and pictures included. batch: answers under
     way. picture: width and height of the largest picture in pixels, None for none. pictures: in each prompt.
+    cache: places for tokens of all answers together; None is ``context`` for each.
     """
 
     context: int
     batch: int = 1
     picture: tuple[int, int] | None = (1024, 1024)
     pictures: int = 1
+    cache: int | None = None
 
     @property
     def cache_tokens(self) -> int:
         """Places in the cache, in whole pages for each answer."""
+        if self.cache is not None:
+            return -(-self.cache // PAGE) * PAGE
         return self.batch * -(-self.context // PAGE) * PAGE
 
 
@@ -113,8 +123,8 @@ class Components:
 class Plan:
     """Bytes by component for a workload.
 
-    device: of the device's memory, which ``limit`` bounds (None: unknown). host: what a GPU's plan takes of
-    the host's memory besides; nothing of it on a CPU, where device is the host.
+    device: of the decoder's device, whose memory ``limit`` bounds (None: unknown). host: of the other memory,
+    the host's beside a GPU; where only the encoder is on a GPU, what it takes of that.
     """
 
     setup: Setup
@@ -122,6 +132,8 @@ class Plan:
     device: Components
     host: Components
     limit: int | None
+    one_picture: int = 0
+    """Bytes of the embeddings of the largest picture."""
 
     @property
     def total(self) -> int:
@@ -140,8 +152,21 @@ class Plan:
 
     @property
     def arena(self) -> int:
-        """Bytes that ONNX Runtime's arena may take of the device."""
-        return self.device.encoder_weights + self.device.encoder_activations
+        """Bytes that ONNX Runtime's arena may take of the encoder's device."""
+        return sum(each.encoder_weights + each.encoder_activations for each in (self.device, self.host))
+
+    @property
+    def kept_pictures(self) -> int:
+        """Bytes of embeddings of pictures that are kept for later questions."""
+        return _kept_bytes(self.setup, self.one_picture)
+
+    @property
+    def torch_limit(self) -> int | None:
+        """Bytes of a GPU for torch's allocator, beside CUDA and the encoder; None without a limit."""
+        if self.limit is None:
+            return None
+        others = self.device.cuda_context + self.device.encoder_weights + self.device.encoder_activations
+        return max(0, self.limit - others)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain values; the keys are part of the interface (docs/plan.md)."""
@@ -185,7 +210,15 @@ def largest_batch(
     return _largest(most, lambda batch: make_plan(config, setup, replace(workload, batch=batch), limit).fits)
 
 
-def _largest(most: int, fits: Any) -> int:
+def largest_cache(config: ModelConfig, setup: Setup, workload: Workload, limit: int | None) -> int:
+    """Return the most places for tokens that fit, in whole pages, ``workload.cache_tokens`` at most, or 0."""
+    return PAGE * _largest(
+        workload.cache_tokens // PAGE,
+        lambda pages: make_plan(config, setup, replace(workload, cache=PAGE * pages), limit).fits,
+    )
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
     """Return the greatest n of 0 to ``most`` that fits, where all below one that fits do; 0 if none does."""
     low, high = 0, most
     while low < high:
@@ -199,6 +232,7 @@ def _plan(config: ModelConfig, setup: Setup, workload: Workload, limit: int | No
     layout = setup.layout or _usual_layout(setup)
     form = setup.vision_form or ("float16" if setup.vision_device == "cuda" else "float32")
     patches = 0 if workload.picture is None else picture_patches(config, *workload.picture)
+    one = patches * decoder.dim * item
     embeddings = embeddings_bytes(decoder, item)
     in_file = not cuda and item == 2  # mapped, and read row by row
     weights = Components(
@@ -211,11 +245,24 @@ def _plan(config: ModelConfig, setup: Setup, workload: Workload, limit: int | No
         encoder_weights=encoder_bytes(config, form),
         encoder_activations=encoder_activations(config, patches, form),
     )
+    if layout == "cuda":
+        prefill, decode = gpu_scratch(
+            decoder,
+            chunk=setup.prefill_chunk,
+            batch=workload.batch,
+            max_tokens=min(decoder.context, workload.cache_tokens),
+            facts=of_capability(setup.multiprocessors, setup.capability),
+        )
+    else:
+        prefill, decode = cpu_scratch(
+            decoder, layout, chunk=setup.prefill_chunk, batch=workload.batch, itemsize=item
+        )
     rest = Components(
         kv_cache=workload.cache_tokens * token_bytes(decoder, setup.kv_bits, item),
-        pictures=_kept_pictures(config, setup, workload, patches),
-        prefill_scratch=prefill_scratch(decoder, layout, setup.prefill_chunk, item),
-        decode_scratch=decode_scratch(decoder, layout, workload.batch, workload.context, item),
+        # kept, being encoded, and held by an answer whose picture is kept no more
+        pictures=_kept_bytes(setup, one) + 2 * one,
+        prefill_scratch=prefill,
+        decode_scratch=decode,
         cuda_context=CUDA_CONTEXT if cuda else 0,
         process=0 if cuda else PROCESS,
     )
@@ -223,19 +270,18 @@ def _plan(config: ModelConfig, setup: Setup, workload: Workload, limit: int | No
     host = Components()
     if cuda:
         host = Components(process=PROCESS, embeddings=embeddings if setup.host_embeddings else 0)
-    if cuda and setup.vision_device == "cpu":
+    if setup.vision_device != setup.device:
         host = _add(host, encoder)
     else:
         device = _add(device, encoder)
     # blocks of torch's allocator are rounded up, to 2 MiB where they are large
     margin = device.total // 100 + 128 * MIB if cuda else device.total // 100
-    return Plan(setup, workload, replace(device, margin=margin), host, limit)
+    return Plan(setup, workload, replace(device, margin=margin), host, limit, one)
 
 
-def _kept_pictures(config: ModelConfig, setup: Setup, workload: Workload, patches: int) -> int:
-    """Return the bytes of embeddings held: what is kept for later, and the picture that is being encoded."""
-    one = patches * config.decoder.dim * setup.itemsize
-    return setup.picture_bytes + 2 * one if patches else 0
+def _kept_bytes(setup: Setup, one: int) -> int:
+    """Return the bytes of embeddings kept for later, of pictures of which the largest takes ``one``."""
+    return min(setup.picture_bytes, MOST_KEPT * one)
 
 
 def _usual_layout(setup: Setup) -> Layout:

@@ -9,8 +9,8 @@ from torch import Tensor
 from pixedge.config import VisionConfig
 from pixedge.kernels.attention import PAGE
 from pixedge.prefix import PageNames, hash_picture
+from pixedge.prompt import Prompt
 from pixedge.sampling import SampledToken, Sampler
-from pixedge.tokenizer import Prompt
 
 
 @dataclass

@@ -1,19 +1,29 @@
 """Tokens of several requests through the decoder, and pictures through the encoder, into the shared cache."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pixedge.decoder import Decoder
+from pixedge.kv_cache import PagePool
 from pixedge.paged_cache import PagedCache
-from pixedge.pictures import PictureCache, Vision
+from pixedge.pictures import PictureCache
 from pixedge.request import Request
+from pixedge.sampling import SampledToken
+
+if TYPE_CHECKING:
+    from pixedge.gpu_decoder import GpuDecoder
 
 Parts = Sequence[tuple[Request, int]]
 """Requests, and how many of its next tokens each one has in a step."""
+
+
+Outcome = tuple[Request, Tensor | SampledToken]
+"""A request whose text is complete: the logits float32 [vocab] behind it, on the CPU, or its next token."""
 
 
 class Runner:
@@ -22,17 +32,16 @@ class Runner:
     def __init__(
         self,
         decoder: Decoder,
-        vision: Vision,
         device: torch.device,
         dtype: torch.dtype,
         cache: PagedCache,
-        picture_bytes: int,
+        pictures: PictureCache,
     ) -> None:
-        """Join the parts; dtype is that of the activations, picture_bytes bounds the embeddings kept."""
+        """Join the parts; dtype is that of the activations."""
         self.decoder = decoder
         self.device, self.dtype = device, dtype
         self.cache = cache
-        self.pictures = PictureCache(vision, device, dtype, picture_bytes)
+        self.pictures = pictures
 
     def look(self, request: Request, end: int, *, encodings: int) -> bool:
         """Fetch the pictures that tokens up to ``end`` need, encoding at most so many; whether all are there.
@@ -53,26 +62,25 @@ class Runner:
             request.embeddings[picture.hash] = found
         return True
 
-    def logits(self, parts: Parts) -> list[tuple[Request, Tensor]]:
-        """Run the parts; return the logits float32 [vocab], on the CPU, behind each text that is complete."""
+    def outcomes(self, parts: Parts) -> list[Outcome]:
+        """Run the parts; return what came of each request whose text is complete."""
         start = self.now()
-        hidden = self.forward(parts)
-        ends = np.cumsum([count for _, count in parts]) - 1
-        complete = [
-            (request, end)
-            for (request, count), end in zip(parts, ends.tolist(), strict=True)
-            if request.held + count == len(request.ids)
-        ]
-        rows: Tensor | tuple[()] = ()
-        if complete:
-            wanted = torch.tensor([end for _, end in complete], device=self.device)
-            rows = _widen(self.decoder.lm_head(hidden[wanted]).cpu())
+        found = self._run(parts)
         seconds = self.now() - start
         for request, count in parts:
             if request.prefilling:
                 request.watch.prefill += seconds
             self.cache.keep(request, count)
             request.drop_embeddings()
+        return found
+
+    def _run(self, parts: Parts) -> list[Outcome]:
+        hidden = self.forward(parts)
+        complete = ends(parts)
+        if not complete:
+            return []
+        wanted = torch.tensor([end for _, end in complete], device=self.device)
+        rows = _widen(self.decoder.lm_head(hidden[wanted]).cpu())
         return [(request, row) for (request, _), row in zip(complete, rows, strict=True)]
 
     def forward(self, parts: Parts) -> Tensor:
@@ -87,11 +95,16 @@ class Runner:
         start, end = request.held, request.held + count
         ids = torch.tensor(request.ids[start:end], device=self.device)
         x: Tensor = self.decoder.embed_tokens(ids).to(self.dtype)
+        self.put_pictures(x, request, count)
+        return x
+
+    def put_pictures(self, x: Tensor, request: Request, count: int) -> None:
+        """Overwrite rows of x [count, dim], a request's next tokens, with its pictures' embeddings."""
+        start, end = request.held, request.held + count
         for picture in request.pictures_within(end):
             first, last = np.searchsorted(picture.places, (start, end))
             places = torch.from_numpy(picture.places[first:last] - start).to(self.device)
-            x = x.index_copy(0, places, request.embeddings[picture.hash][first:last])
-        return x
+            x.index_copy_(0, places, request.embeddings[picture.hash][first:last])
 
     def scores(self, request: Request, chunk: int) -> Tensor:
         """Return the log-probability of each of a prompt's tokens but the first, float32 [tokens - 1].
@@ -99,25 +112,60 @@ class Runner:
         The request's pages are promised to it; its tokens go ``chunk`` at a time, and none is taken from or
         left in the known pages.
         """
-        ids = torch.tensor(request.ids, device=self.device)
         scores = []
         while request.prefilling:
             start = request.held
-            count = min(chunk, len(ids) - start)
+            count = min(chunk, len(request.ids) - start)
             self.look(request, start + count, encodings=len(request.pictures))
             hidden = self.forward([(request, count)])
-            following = ids[start + 1 : start + 1 + count]
-            logits = self.decoder.lm_head(hidden[: len(following)]).float()
-            scores.append(torch.log_softmax(logits, -1).gather(1, following[:, None])[:, 0])
+            following = request.ids[start + 1 : start + 1 + count]
+            scores.append(self._log_probabilities(hidden[: len(following)], following))
             request.held += count
             request.drop_embeddings()
-        return torch.cat(scores).cpu()
+        return torch.cat(scores)
+
+    def _log_probabilities(self, hidden: Tensor, following: Sequence[int]) -> Tensor:
+        """Return the log-probabilities of the tokens behind hidden states [tokens, dim], on the CPU."""
+        logits = self.decoder.lm_head(hidden).float()
+        ids = torch.tensor(following, dtype=torch.int64, device=self.device)
+        return torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0].cpu()
 
     def now(self) -> float:
         """Return the time in seconds, once the device has finished what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def ends(parts: Parts) -> list[tuple[Request, int]]:
+    """Return the requests whose text is complete, and where its last token is in a step."""
+    last = np.cumsum([count for _, count in parts]) - 1
+    return [
+        (request, end)
+        for (request, count), end in zip(parts, last.tolist(), strict=True)
+        if request.held + count == len(request.ids)
+    ]
+
+
+def prepare_runner(
+    decoder: "Decoder | GpuDecoder",
+    pool: PagePool,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    chunk: int,
+    requests: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Callable[[PagedCache, PictureCache], Runner]:
+    """Take what running a decoder over a pool needs, once; return what makes a runner of it.
+
+    chunk: the most tokens of prompts in a step. requests: the most sequences in a step.
+    """
+    if isinstance(decoder, Decoder):
+        return lambda cache, pictures: Runner(decoder, device, dtype, cache, pictures)
+    from pixedge.gpu_runner import prepare
+
+    return prepare(decoder, pool, device, dtype, chunk=chunk, requests=requests, progress=progress)
 
 
 def _widen(logits: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from pixedge.config import DecoderConfig, ModelConfig
 from pixedge.image import image_grid
+from pixedge.kernels.cuda import footprint
+from pixedge.kernels.cuda.layout import BATCHES, PAGE
+from pixedge.kernels.cuda.tuning import Device
 from pixedge.stored_weights import Layout, VisionForm, linear_shapes
 
 MIB = 1 << 20
@@ -12,12 +15,6 @@ demo, 11 of them the demo's)."""
 
 CUDA_CONTEXT = 768 * MIB
 """CUDA's context, kernels and the libraries' workspaces, of torch and of ONNX Runtime (not measured)."""
-
-PARTIALS = 16 * MIB
-"""Bound of the partial sums of one product of up to 16 rows on a GPU."""
-
-BATCHES = (1, 2, 4, 8, 16)
-"""Batch sizes whose decoding steps are captured as CUDA graphs."""
 
 
 def encoder_activations(config: ModelConfig, patches: int, form: VisionForm) -> int:
@@ -50,31 +47,35 @@ def picture_tokens(config: ModelConfig, width: int, height: int) -> int:
     return (columns + 1) * rows
 
 
-def prefill_scratch(config: DecoderConfig, layout: Layout, tokens: int, itemsize: int = 2) -> int:
-    """Return the bytes that a chunk of ``tokens`` tokens takes on its way through the decoder."""
+def gpu_scratch(
+    config: DecoderConfig, *, chunk: int, batch: int, max_tokens: int, facts: Device
+) -> tuple[int, int]:
+    """Return the bytes of the GPU path's fixed buffers: of chunks of prompts, and of decoding steps.
+
+    chunk: the most tokens of prompts in a step. batch: answers under way at a time, of which up to 16 decode
+    in one graph. max_tokens: the most that one of them may hold.
+    """
+    rows = next((size for size in BATCHES if size >= batch), BATCHES[-1])
+    pages = -(-max_tokens // PAGE)
+    prompts = footprint.chunk_shapes(config, chunk, batch, pages, facts)
+    steps = footprint.step_shapes(config, rows, pages, facts)
+    return footprint.total(prompts), footprint.total(steps) + footprint.total(
+        footprint.draw_shapes(config, rows)
+    )
+
+
+def cpu_scratch(
+    config: DecoderConfig, layout: Layout, *, chunk: int, batch: int, itemsize: int = 2
+) -> tuple[int, int]:
+    """Return the bytes that a chunk of prompts and a decoding step take at most, where torch allocates them.
+
+    The arguments are ``gpu_scratch``'s. Layouts other than the C library's are unpacked for every product:
+    the largest weight, and its differences to the zero points.
+    """
     shapes = linear_shapes(config)
     queries, keys = shapes["q"][0], shapes["k"][0]
     widths = 3 * config.dim + 3 * queries + 2 * keys + 3 * config.ffn_dim
-    rows = tokens * (widths * itemsize + 4 * config.dim)
-    if layout == "cuda":  # the largest stacked weight, unpacked
-        largest = max(queries + 2 * keys, config.dim, 2 * config.ffn_dim) * config.dim
-        return rows + itemsize * max(largest, config.dim * config.ffn_dim) + PARTIALS
-    if layout == "cpu":
-        return rows
-    # unpacked, and its grouped differences to the zero points
-    return rows + 4 * itemsize * config.dim * config.ffn_dim
-
-
-def decode_scratch(
-    config: DecoderConfig, layout: Layout, batch: int, max_tokens: int, itemsize: int = 2
-) -> int:
-    """Return the bytes of a decoding step of up to ``batch`` answers of up to ``max_tokens`` tokens."""
-    logits = 4 * config.vocab_size
-    widths = 3 * config.dim + 2 * config.n_heads * config.head_dim + config.ffn_dim
-    if layout != "cuda":
-        return batch * (2 * logits + 4 * widths)
-    largest = next((size for size in BATCHES if size >= batch), batch)
-    graphs = sum(size for size in BATCHES if size <= largest)
-    parts = 64 * config.n_heads * 4 * (config.head_dim + 2)  # of a context, each with its own sums
-    row = logits + 4 * config.dim + itemsize * widths + max_tokens // 4
-    return largest * row + graphs * parts + PARTIALS
+    rows = chunk * (widths * itemsize + 4 * config.dim)
+    unpacked = 0 if layout == "cpu" else 4 * itemsize * config.dim * config.ffn_dim
+    step = batch * (8 * config.vocab_size + 4 * (3 * config.dim + 2 * queries + config.ffn_dim))
+    return rows + unpacked, step

@@ -3,10 +3,10 @@
 The layouts are those of ``pixedge.kernels``; tests compare the figures with what is really allocated.
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
 from pixedge.config import DecoderConfig, ModelConfig
+from pixedge.kernels.cuda import footprint
 
 Layout = Literal["cuda", "cpu", "torch", "reference"]
 """Of 4-bit weights: Triton's blocks, the C library's lines, torch's operator for the CPU, plain nibbles."""
@@ -42,9 +42,14 @@ def linears_bytes(
     group_size: inputs that share a scale, -1 for all of a linear. zeros: zero points are kept too, as in an
     imported folder. itemsize: of the activations, which the reference keeps its scales in.
     """
+    if layout == "cuda":
+        return config.n_layers * sum(
+            footprint.int4_bytes(outs, ins, group_size, zeros=zeros)
+            for outs, ins in footprint.products(config).values()
+        )
     return config.n_layers * sum(
         _packed_bytes(outs, ins, group_size if group_size > 0 else ins, layout, zeros, itemsize)
-        for outs, ins in _held_shapes(config, layout)
+        for outs, ins in linear_shapes(config).values()
     )
 
 
@@ -90,22 +95,8 @@ def token_bytes(config: DecoderConfig, bits: int, itemsize: int = 2) -> int:
     return 2 * config.n_layers * config.n_kv_heads * width
 
 
-def _held_shapes(config: DecoderConfig, layout: Layout) -> Iterator[tuple[int, int]]:
-    """Yield the shapes of a layer's linears as they are held: those that read the same are one on CUDA."""
-    shapes = linear_shapes(config)
-    if layout != "cuda":
-        yield from shapes.values()
-        return
-    for names in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
-        yield sum(shapes[name][0] for name in names), shapes[names[0]][1]
-
-
 def _packed_bytes(outs: int, ins: int, group: int, layout: Layout, zeros: bool, itemsize: int) -> int:
     groups = -(-ins // group)
-    if layout == "cuda":  # filled up to blocks of 128 x 128, see kernels.cuda.int4
-        outs, ins = -(-outs // 128) * 128, -(-ins // 128) * 128
-        groups = ins // group if group in (32, 64) else groups
-        return outs * ins // 2 + outs * groups * (4 if zeros else 2)
     if layout == "torch":  # pairs of scale and zero in bfloat16, for groups of at most 256
         part = next((size for size in (256, 128, 64, 32) if group % size == 0), group)
         return outs * ins // 2 + 4 * outs * (ins // part)

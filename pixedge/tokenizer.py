@@ -10,7 +10,6 @@ its front; and spaces at the end of an assistant's turn are dropped.
 import codecs
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,21 +30,9 @@ from pixedge.constraint import Constraint, Vocabulary
 from pixedge.errors import CheckpointError, MessageError, UsageError
 from pixedge.image import ImageLimits
 from pixedge.messages import Messages, Turn, read_messages
+from pixedge.prompt import Prompt as Prompt
 
 _Mistral: TypeAlias = "MistralTokenizer[Any, Any, Any, Any, Any]"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the model is asked: token ids with one [IMG] id per patch, and the pictures they stand for.
-
-    images are float32 [3, H, W] with H and W multiples of the patch size, normalised as in pixedge.image, in
-    the order of their ids. n_image_tokens counts the [IMG] ids alone, without [IMG_BREAK] and [IMG_END].
-    """
-
-    ids: tuple[int, ...]
-    images: tuple[np.ndarray, ...]
-    n_image_tokens: int
 
 
 class Tokenizer:

@@ -10,12 +10,23 @@ from pixedge.artifact import MANIFEST, Artifact, hash_file, open_artifact
 from pixedge.errors import PixedgeError
 from pixedge.loading import load
 from pixedge.model import Model
+from pixedge.vision import VisionSession
 
 MAX_DRIFT = 0.1
 """Nats by which the known picture's log-probabilities may differ on average from what the export measured.
 
 bfloat16 activations cost a few hundredths; one damaged tensor costs whole nats.
 """
+
+
+MAX_ENCODER_DRIFT = 0.05
+"""How far the encoder's embeddings of the known picture may be off, as a share of their norm.
+
+bfloat16 products cost about 1 %.
+"""
+
+SAMPLED_EMBEDDINGS = 64
+"""Values of the known picture's embeddings that an export keeps."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ def verify_artifact(
     complete export; later checks are left out where an earlier one fails.
     """
     artifact = open_artifact(folder)
-    checks = [_hashes(artifact, progress)]
+    checks = [check_files(artifact, progress)]
     if not checks[-1].ok:
         return checks
     try:
@@ -51,10 +62,11 @@ def verify_artifact(
     checks.append(
         Check("tensors", True, f"{names} tensors, {layers} layers, all names and shapes as the config says")
     )
-    return [*checks, _known_picture(artifact, model)]
+    return [*checks, check_known_picture(artifact, model)]
 
 
-def _hashes(artifact: Artifact, progress: Callable[[str, int, int], None] | None) -> Check:
+def check_files(artifact: Artifact, progress: Callable[[str, int, int], None] | None = None) -> Check:
+    """Compare every file's hash with the one that the export wrote down."""
     total = sum(entry.bytes for entry in artifact.files.values())
     done = 0
 
@@ -76,7 +88,8 @@ def _hashes(artifact: Artifact, progress: Callable[[str, int, int], None] | None
     return Check("files", True, f"{len(artifact.files)} files, {total:,} bytes, all sha256 as exported")
 
 
-def _known_picture(artifact: Artifact, model: Model) -> Check:
+def check_known_picture(artifact: Artifact, model: Model) -> Check:
+    """Score the known conversation again, and compare with what the export measured."""
     try:
         known = artifact.manifest["known_picture"]
         expected = torch.tensor(known["logprobs"], dtype=torch.float32)
@@ -95,3 +108,38 @@ def _known_picture(artifact: Artifact, model: Model) -> Check:
         f"(limit {MAX_DRIFT})"
     )
     return Check("known picture", ok, detail if ok else f"{detail}; export again")
+
+
+def sample_embeddings(embeddings: torch.Tensor) -> list[float]:
+    """Take evenly spaced values of embeddings [patches, dim], rounded to five digits."""
+    values = embeddings.flatten().float().cpu()
+    places = torch.linspace(0, len(values) - 1, SAMPLED_EMBEDDINGS).round().long()
+    return [float(f"{value:.5g}") for value in values[places].tolist()]
+
+
+def check_encoder(artifact: Artifact, model: Model) -> Check:
+    """Encode the known picture again, and compare with what the export stored.
+
+    A folder from before exports stored it is held to its own float32 graph instead.
+    """
+    known = artifact.manifest.get("known_picture") or {}
+    try:
+        (pixels,) = model.tokenizer.encode(known["messages"]).images
+    except (KeyError, TypeError, ValueError, PixedgeError) as error:
+        detail = f"{MANIFEST} does not hold a known picture ({error!r:.120}); export again"
+        return Check("encoder", False, detail)
+    found = torch.tensor(sample_embeddings(model.engine.vision.encode(pixels)))
+    stored = known.get("embeddings")
+    if isinstance(stored, list) and len(stored) == SAMPLED_EMBEDDINGS:
+        against, values = "what the export stored", stored
+    else:
+        against = "its float32 graph"
+        exact = VisionSession(artifact.folder, artifact.config, torch.device("cpu"), exact=True)
+        values = sample_embeddings(exact.encode(pixels))
+    expected = torch.tensor(values, dtype=torch.float32)
+    drift = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+    ok = drift <= MAX_ENCODER_DRIFT  # not so where a value is NaN
+    detail = (
+        f"embeddings of a known picture are off by {drift:.2%} of {against} (limit {MAX_ENCODER_DRIFT:.0%})"
+    )
+    return Check("encoder", ok, detail if ok else f"{detail}; export again")

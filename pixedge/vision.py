@@ -6,6 +6,7 @@ pixedge's own operators, where the CPU has the instructions for them; elsewhere 
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from pixedge.config import ModelConfig, VisionConfig
 from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
 from pixedge.kernels.vision.fast import operators_file, set_threads
+from pixedge.mapped_files import let_go
+from pixedge.scratch import encoder_activations
+from pixedge.stored_weights import VisionForm, encoder_bytes
 
 CUDA_GRAPH = "vision_encoder.onnx"
 CPU_GRAPH = "vision_encoder_cpu.onnx"
@@ -25,7 +29,9 @@ FUSED_GRAPH = "vision_encoder_fused.onnx"
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+_DRIVER = "libcuda.so.1"
 _INSTEAD = "or run the encoder on the CPU with --vision-device cpu"
+_VERIFY = "check the folder with pixedge verify"
 _ORT_ERRORS = (
     state.EPFail,
     state.Fail,
@@ -72,6 +78,8 @@ class VisionSession:
         else:
             self._session = _open_cpu(folder, threads, exact)
         _return_freed_memory()
+        # The session keeps the file of weights mapped, of which it made its own form while it was opened.
+        let_go(folder)
 
     def encode(self, pixels: NDArray[np.float32]) -> torch.Tensor:
         """Encode one picture: pixels float32 [3, H, W] -> embeddings [H/patch * W/patch, decoder dim].
@@ -91,23 +99,39 @@ class VisionSession:
                     f"memory ran out while encoding a picture of {width}x{height} pixels on {self.device}; "
                     "free some or give a smaller --max-image-size"
                 ) from error
-            raise
+            reason = str(error).splitlines()[0]
+            instead = f"check the driver and cuDNN, {_INSTEAD}" if self.device.type == "cuda" else _VERIFY
+            raise PixedgeError(
+                f"the vision encoder failed on a picture of {width}x{height} pixels ({reason}); {instead}"
+            ) from error
         if not bool(torch.isfinite(embeddings).all()):
             advice = (
                 "float16 has overflowed, so run the encoder in float32 with --vision-device cpu"
                 if self.device.type == "cuda"
-                else "check the folder with pixedge verify"
+                else _VERIFY
             )
             raise PixedgeError(f"the vision encoder's output for this picture is not finite; {advice}")
         return embeddings
 
-    def warm_up(self) -> None:
-        """Encode a blank picture of the largest size, so that all memory that is ever needed is taken now."""
+    @property
+    def provider(self) -> str:
+        """The execution provider that the session really got."""
+        return str(self._session.get_providers()[0])
+
+    def warm_up(self, side: int | None = None) -> None:
+        """Encode a blank picture of the largest size, so that all memory that is ever needed is taken now.
+
+        side: of that picture in pixels, filled up to whole patches; None is the encoder's largest.
+        """
         eye = self.config.vision
-        self.encode(np.zeros((eye.n_channels, eye.image_size, eye.image_size), np.float32))
+        side = -(-min(side or eye.image_size, eye.image_size) // eye.patch_size) * eye.patch_size
+        self.encode(np.zeros((eye.n_channels, side, side), np.float32))
 
     def _run(self, pixels: NDArray[np.float32], patches: int) -> torch.Tensor:
-        (embeddings,) = self._session.run(["embeddings"], {"pixels": pixels})
+        options = onnxruntime.RunOptions()
+        # What a picture took goes back to the system: the next one may be smaller, or long in coming.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        (embeddings,) = self._session.run(["embeddings"], {"pixels": pixels}, options)
         assert embeddings.shape == (patches, self.config.decoder.dim)
         return torch.from_numpy(embeddings)
 
@@ -140,9 +164,12 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     options.intra_op_num_threads = threads or 0
-    # Pictures differ in size: an arena, and a plan for each shape, only ever grow.
-    options.enable_cpu_mem_arena = False
+    # Pictures differ in size, and a plan for each shape would only ever be added. Activations come from an
+    # arena, which shrinks after each picture (see VisionSession): on the system's allocator a 1024 x 1024
+    # picture left holes that took four times what it needs. Weights, which stay, lie beside the arena, which
+    # grows by doubling.
     options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     # Threads that wait for the next picture must not spin on cores that the decoder is using.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
@@ -164,30 +191,27 @@ def fused_options(threads: int | None = None) -> onnxruntime.SessionOptions | No
     return options
 
 
-def gpu_memory_limit(config: ModelConfig) -> int:
-    """Bound the bytes that a CUDA session may take for weights and the largest picture's activations.
+def vision_form(folder: Path, device: torch.device, *, exact: bool = False) -> VisionForm:
+    """Tell which graph a session opens; the arguments are ``VisionSession``'s."""
+    if device.type == "cuda":
+        return "float16"
+    # Folders from before there was such a graph have none.
+    fused = not exact and (folder / FUSED_GRAPH).is_file() and operators_file() is not None
+    return "fused" if fused else "float32"
 
-    Twice the widest point of the graph is allowed for fragments between pictures of different sizes, and
-    256 MiB for the libraries' scratch.
-    """
-    eye, out = config.vision, config.decoder.dim
-    layer = 4 * eye.dim**2 + 3 * eye.dim * eye.ffn_dim + 2 * eye.dim
-    ends = (eye.n_channels * eye.patch_size**2 + 1) * eye.dim + (eye.dim + out + 2) * out
-    weights = 2 * (eye.n_layers * layer + ends)
-    patches = (eye.image_size // eye.patch_size) ** 2
-    # Beside the float32 residual stream and its norm: queries, keys, values and their copies, or the
-    # feed-forward's three, or the adapter's three, all float16.
-    widest = (4 + 4) * eye.dim + 2 * max(8 * eye.dim, eye.dim + 3 * eye.ffn_dim, 3 * out)
-    return weights + 2 * patches * widest + (256 << 20)
+
+def gpu_memory_limit(config: ModelConfig) -> int:
+    """Bound the bytes that a CUDA session may take for weights and the largest picture's activations."""
+    patches = (config.vision.image_size // config.vision.patch_size) ** 2
+    return encoder_bytes(config, "float16") + encoder_activations(config, patches, "float16")
 
 
 def _open_cpu(folder: Path, threads: int | None, exact: bool) -> onnxruntime.InferenceSession:
     """Open the fused graph where the folder and this machine have what it needs, else the float32 one."""
-    fused = folder / FUSED_GRAPH
-    # Folders from before there was such a graph have none.
-    options = fused_options(threads) if not exact and fused.is_file() else None
-    if options is not None:
-        return _open(fused, options, [_CPU])
+    if vision_form(folder, torch.device("cpu"), exact=exact) == "fused":
+        options = fused_options(threads)
+        assert options is not None
+        return _open(folder / FUSED_GRAPH, options, [_CPU])
     return _open(folder / CPU_GRAPH, session_options(threads), [_CPU])
 
 
@@ -205,7 +229,7 @@ def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSessi
     if missing:
         raise PixedgeError(
             f"the vision encoder cannot run on CUDA: {found} needs {', '.join(missing)}, which cannot be "
-            f"loaded; install the NVIDIA driver and a torch for CUDA {onnxruntime.cuda_version}, {_INSTEAD}"
+            f"loaded; install {_remedy(missing)}, {_INSTEAD}"
         )
     cuda = {
         "device_id": str(index),
@@ -213,7 +237,10 @@ def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSessi
         # The default doubles the arena with each extension.
         "arena_extend_strategy": "kSameAsRequested",
     }
-    session = _open(file, session_options(), [(_CUDA, cuda)])
+    options = session_options()
+    # Weights too come from the arena here, or its limit would not bound them.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "0")
+    session = _open(file, options, [(_CUDA, cuda)])
     if _CUDA not in session.get_providers():
         providers = ", ".join(session.get_providers())
         raise PixedgeError(
@@ -241,15 +268,38 @@ def _missing_libraries() -> list[str]:
     """List the libraries of CUDA that do not load; on Windows they are left to ONNX Runtime to find."""
     if not sys.platform.startswith("linux"):
         return []
-    major = onnxruntime.cuda_version.split(".")[0]
-    needed = ["libcuda.so.1", *(f"lib{name}.so.{major}" for name in ("cudart", "cublas", "cublasLt"))]
     missing = []
-    for name in needed:
+    for name in (_DRIVER, *_packages()):
         try:
             ctypes.CDLL(name)
         except OSError:
             missing.append(name)
     return missing
+
+
+def _packages() -> dict[str, str]:
+    """Give the libraries beside the driver's that ONNX Runtime loads, each with the package that has it."""
+    major = onnxruntime.cuda_version.split(".")[0]
+    old = f"-cu{major}" if int(major) < 13 else ""  # later packages carry no version in their names
+    return {
+        f"libcudart.so.{major}": f"nvidia-cuda-runtime{old}",
+        f"libcublas.so.{major}": f"nvidia-cublas{old}",
+        f"libcublasLt.so.{major}": f"nvidia-cublas{old}",
+        "libcurand.so.10": f"nvidia-curand{old}",
+        "libcudnn.so.9": f"nvidia-cudnn-cu{major}",
+    }
+
+
+def _remedy(missing: Sequence[str]) -> str:
+    """Say what to install for libraries that are missing."""
+    known = _packages()
+    packages = sorted({known[name] for name in missing if name != _DRIVER})
+    parts = ["the NVIDIA driver"] if _DRIVER in missing else []
+    if len(packages) > 2:  # none of them is there: the wrong torch is
+        parts.append(f"a torch for CUDA {onnxruntime.cuda_version}")
+    elif packages:
+        parts.append(f"what is missing (pip install {' '.join(packages)})")
+    return " and ".join(parts)
 
 
 def _return_freed_memory() -> None:

@@ -27,6 +27,10 @@ class Forced(Sampler):
         return SampledToken(self.said[len(self.rows) - 1], 0.0)
 
     @property
+    def unconditional(self) -> bool:
+        return False
+
+    @property
     def logits(self) -> Tensor:
         return torch.stack(self.rows)
 

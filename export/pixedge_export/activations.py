@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixedge_export.durable_file import publish
+from pixedge.durable_file import publish
 from pixedge_export.layers import STREAMS, Streams
 
 _ITEM = 4  # bytes of a float32

@@ -31,7 +31,7 @@ from pixedge_export.encoder import VisionEncoder, encode, load_encoder
 from pixedge_export.events import Event, Reporter
 from pixedge_export.gptq_folder import QUANTIZE_FILE, GptqFolder, open_gptq_folder
 from pixedge_export.journal import read_journal
-from pixedge_export.known_picture import known_conversation, known_scores
+from pixedge_export.known_picture import known_conversation, known_embeddings, known_scores
 from pixedge_export.layers import LINEARS, Recipe
 from pixedge_export.output_heads import OutputHeads
 from pixedge_export.tekken import to_hf_tokenizer
@@ -154,7 +154,11 @@ class _Run:
                 "checkpoint_format": self.source.checkpoint_format,
                 "source_says": dict(self.source.quantization),
             },
-            "known_picture": {"messages": known_conversation(), "logprobs": scores},
+            "known_picture": {
+                "messages": known_conversation(),
+                "logprobs": scores,
+                "embeddings": known_embeddings(prompt, self.folder, config),
+            },
         }
         write_manifest(
             self.folder,

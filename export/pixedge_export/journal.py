@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixedge_export.durable_file import publish
+from pixedge.durable_file import publish
 from pixedge_export.layers import LinearError
 from pixedge_export.vision import ParityRow
 

@@ -1,4 +1,4 @@
-"""A picture that every export is asked about once, so that `pixedge verify` can ask again.
+"""A picture that every export is asked about once, so that `pixedge verify` and `doctor` can ask again.
 
 The model's own answer would do for a strong model only. Instead a fixed conversation is scored: the
 log-probability of each of its words, given the picture, must come out the same wherever the folder is run.
@@ -6,13 +6,17 @@ log-probability of each of its words, given the picture, must come out the same 
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pixedge.config import VisionConfig
+from pixedge.config import ModelConfig, VisionConfig
+from pixedge.tokenizer import Prompt
+from pixedge.verify import sample_embeddings
+from pixedge.vision import VisionSession
 from pixedge_export.divergence import KINDS, Head, kinds_of
 
 QUESTION = "What colour is the square?"
@@ -47,3 +51,9 @@ def known_scores(ids: tuple[int, ...], hidden: Tensor, head: Head, vision: Visio
     following = torch.tensor(ids)[places + 1]
     logprobs = torch.log_softmax(torch.cat(list(head(hidden[places])), -1).float(), -1).cpu()
     return [round(score, 4) for score in logprobs[torch.arange(len(places)), following].tolist()]
+
+
+def known_embeddings(prompt: Prompt, folder: Path, config: ModelConfig) -> list[float]:
+    """Return a sample of the picture's embeddings by the float32 graph in ``folder``."""
+    exact = VisionSession(folder, config, torch.device("cpu"), exact=True)
+    return sample_embeddings(exact.encode(prompt.images[0]))

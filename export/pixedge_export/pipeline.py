@@ -42,7 +42,7 @@ from pixedge_export.encoder import VisionEncoder, load_encoder
 from pixedge_export.estimate import estimate
 from pixedge_export.events import Event, Reporter
 from pixedge_export.journal import Journal, describe_difference, read_journal
-from pixedge_export.known_picture import known_conversation
+from pixedge_export.known_picture import known_conversation, known_embeddings
 from pixedge_export.layers import Recipe
 from pixedge_export.report import Report, write_report
 from pixedge_export.safetensors_header import read_header
@@ -185,7 +185,13 @@ class _Run:
             "source": source,
             "recipe": recipe,
             "calibration": facts,
-            "known_picture": {"messages": known_conversation(), "logprobs": scores},
+            "known_picture": {
+                "messages": known_conversation(),
+                "logprobs": scores,
+                "embeddings": known_embeddings(
+                    self.tokenizer.encode(known_conversation()), self.folder, self.config
+                ),
+            },
         }
         write_manifest(
             self.folder,

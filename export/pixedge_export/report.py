@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from pixedge.artifact import MANIFEST, REPORT, REPORT_PAGE, REPORTS
+from pixedge.durable_file import publish
+from pixedge.machine import describe_machine
 from pixedge.tensor_shapes import DECODER, HEAD
 from pixedge_export.divergence import Divergence
-from pixedge_export.durable_file import publish
 from pixedge_export.layers import LinearError
-from pixedge_export.machine import describe_machine
 from pixedge_export.report_page import render
 from pixedge_export.vision import ParityRow
 from pixedge_export.writer import write_json

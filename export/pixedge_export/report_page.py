@@ -3,69 +3,25 @@
 It shows what export_report.json holds and nothing else, so it can be made again from there.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pixedge.charts import length_bar, stacked_bar, swatch
+from pixedge.markup import Markup, element, join
+from pixedge.page import facts_list, table, table_row, whole_page
 from pixedge.terminal import size
-from pixedge_export.markup import Markup, element, join
-from pixedge_export.report_charts import error_panels, length_bar, stacked_bar, swatch
+from pixedge_export.report_charts import error_panels
 
 KINDS = {"text": "on text", "image": "after a picture"}
 WORST = 5
 
 _STYLE = """
-:root { color-scheme: light dark; --bg: #ffffff; --panel: #f5f6f8; --ink: #1b1e23; --soft: #565d67;
-  --line: #cfd4db; --rtn: #b34700; --own: #0067a6; }
-@media (prefers-color-scheme: dark) {
-  :root { --bg: #14171b; --panel: #1c2026; --ink: #e6e9ed; --soft: #a5adb8; --line: #3a414b;
-    --rtn: #f0a04b; --own: #62b8f0; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--bg); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
-p, dl { max-width: 48rem; }
-.soft { color: var(--soft); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-th, td { padding: .25rem clamp(.5rem, 2vw, 1rem) .25rem 0; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-td, .whole { white-space: nowrap; }
-thead th { border-bottom: 1px solid var(--line); color: var(--soft); font-weight: 600; }
-tbody th { font-weight: inherit; }
-td.bar { width: 45%; min-width: 4rem; vertical-align: middle; }
-.full { width: 100%; }
-dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-.panels { display: grid; gap: .8rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
-figure { margin: 0; padding: .6rem; background: var(--panel); border-radius: .4rem; }
-figcaption { font-weight: 600; overflow-wrap: anywhere; }
-.panel { display: block; width: 100%; }
-.panel text { font-size: 11px; fill: var(--soft); }
-.grid { stroke: var(--line); }
-.axis { stroke: var(--soft); }
 .series polyline { fill: none; stroke-width: 1.6; }
 .rtn polyline { stroke: var(--rtn); stroke-dasharray: 5 3; }
 .rtn rect { fill: var(--rtn); }
 .own polyline { stroke: var(--own); }
 .own circle { fill: var(--own); }
-.facts { display: grid; gap: 0 2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
-.legend span { margin-right: 1.5rem; white-space: nowrap; }
-.legend svg { vertical-align: middle; }
-.stack { display: block; margin: .8rem 0; }
-.stack .part { stroke: var(--bg); stroke-width: 1; }
-.stack text, .swatch { font-size: 13px; font-weight: 600; }
-.swatch { display: inline-block; min-width: 1.5rem; margin-right: .5rem; text-align: center;
-  border-radius: .2rem; }
-.length { display: block; }
-.length rect { fill: var(--own); }
-summary { cursor: pointer; }
 """
 
 
@@ -80,18 +36,7 @@ def render(data: Mapping[str, Any]) -> str:
         _seconds(data["seconds"]),
         _facts(data),
     ]
-    # the policy makes browsers refuse whatever a page like this never asks for
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("title", f"{name} in 4 bits"),
-        element("style", Markup(_STYLE)),
-    )
-    page = element("html", head, element("body", element("main", *sections)), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
+    return whole_page(f"{name} in 4 bits", sections, _STYLE)
 
 
 def _headline(name: str, method: str, data: Mapping[str, Any]) -> Markup:
@@ -113,7 +58,7 @@ def _headline(name: str, method: str, data: Mapping[str, Any]) -> Markup:
         element("h1", f"{name} in 4 bits"),
         element("p", made, class_="soft"),
         element("h2", "Difference from 16 bits"),
-        _table(("", "KL (nats)", "same first choice", "positions"), rows),
+        table(("", "KL (nats)", "same first choice", "positions"), rows),
     ]
     if compared:
         parts_of_page.append(
@@ -160,7 +105,7 @@ def _errors(rows: Sequence[Mapping[str, Any]], method: str) -> Markup:
 def _error_table(rows: Sequence[Mapping[str, Any]], method: str) -> Markup:
     keys = ("rtn",) if method == "rtn" else ("rtn", "quantized")
     cells = [(row["linear"], str(row["layer"]), *(_number(row[key]) for key in keys)) for row in rows]
-    return _table(("linear", "layer", *("rtn", method)[: len(keys)]), cells)
+    return table(("linear", "layer", *("rtn", method)[: len(keys)]), cells)
 
 
 def _parity(rows: Sequence[Mapping[str, Any]]) -> Markup:
@@ -187,7 +132,7 @@ def _parity(rows: Sequence[Mapping[str, Any]]) -> Markup:
             "to the largest embedding.",
             class_="soft",
         ),
-        _table(head, cells),
+        table(head, cells),
     )
 
 
@@ -211,7 +156,7 @@ def _bytes(parts: Mapping[str, int]) -> Markup:
         element("h2", "Where the bytes went"),
         element("p", "Every file of the folder but pixedge.json and this report.", class_="soft"),
         stacked_bar(named),
-        _table(("part", "bytes", "share"), rows),
+        table(("part", "bytes", "share"), rows),
     )
 
 
@@ -228,8 +173,8 @@ def _seconds(phases: Mapping[str, float]) -> Markup:
         for phase, seconds in phases.items()
     ]
     all_of_it = sum(phases.values())
-    rows.append(_row(("all", f"{all_of_it:,.2f}", "", duration(all_of_it))))
-    head = element("thead", _row(("phase", "seconds", "", ""), "th"))
+    rows.append(table_row(("all", f"{all_of_it:,.2f}", "", duration(all_of_it))))
+    head = element("thead", table_row(("phase", "seconds", "", ""), "th"))
     return join(
         element("h2", "Time by phase"),
         element("div", element("table", head, element("tbody", *rows), class_="full"), class_="wide"),
@@ -252,34 +197,11 @@ def _facts(data: Mapping[str, Any]) -> Markup:
     """List how the folder was made: recipe, calibration, source and machine."""
     titles = ("recipe", "calibration", "source", "machine")
     lists = [
-        element("section", element("h2", title.capitalize()), _list(data[title]))
+        element("section", element("h2", title.capitalize()), facts_list(data[title]))
         for title in titles
         if title in data
     ]
     return element("div", *lists, class_="facts")
-
-
-def _list(facts: Mapping[str, Any]) -> Markup:
-    """List names and values; memory in bytes is written for people, and left out where it is unknown."""
-    pairs = []
-    for key, value in facts.items():
-        if key.endswith("_bytes"):
-            if value is None:
-                continue
-            value = size(value)
-        pairs.append(element("dt", key.removesuffix("_bytes").replace("_", " ")))
-        pairs.append(element("dd", _value(value)))
-    return element("dl", *pairs)
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _number(value: float) -> str:
@@ -288,16 +210,3 @@ def _number(value: float) -> str:
 
 def _small(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Give a table whose first column names its rows; it scrolls by itself where it is too wide."""
-    body = element("tbody", *(_row(row) for row in rows))
-    return element("div", element("table", element("thead", _row(head, "th")), body), class_="wide")
-
-
-def _row(cells: Sequence[str], kind: str = "td") -> Markup:
-    if kind == "th":
-        return element("tr", *(element("th", cell, scope="col") for cell in cells))
-    first, *others = cells
-    return element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in others))

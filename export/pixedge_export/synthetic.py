@@ -78,7 +78,7 @@ def write_synthetic(folder: Path, config: ModelConfig, layout: Layout = "mistral
         write_json(folder / PARAMS_FILE, config.to_params())
     else:
         write_json(folder / HF_FILE, config.to_hf() | {"torch_dtype": "bfloat16"})
-    _write_tokenizer(folder / "tekken.json", config)
+    write_tokenizer(folder / "tekken.json", config)
 
 
 def _stored(config: ModelConfig, layout: Layout, seed: int) -> Iterator[Tensor]:
@@ -100,7 +100,8 @@ def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
     return weight.to(torch.bfloat16)
 
 
-def _write_tokenizer(file: Path, config: ModelConfig) -> None:
+def write_tokenizer(file: Path, config: ModelConfig) -> None:
+    """Write Pixtral-12B's tokenizer, cut to the vocabulary of ``config`` where that is smaller."""
     source = Path(mistral_common.__file__).parent / "data" / TEKKEN
     if config.decoder.vocab_size == PIXTRAL_12B.decoder.vocab_size:
         shutil.copyfile(source, file)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pixedge.artifact import FORMAT_VERSION, INDEX, MANIFEST, REPORTS, hash_file
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
+from pixedge.durable_file import publish
 from pixedge.tensor_shapes import exported_shapes
-from pixedge_export.durable_file import publish
 from pixedge_export.layers import STAGES, Recipe
 from pixedge_export.safetensors_header import read_header
 from pixedge_export.safetensors_writer import save_tensors

@@ -1,23 +1,22 @@
 """What happens in a chat: messages are answered and commands obeyed, wherever they come from."""
 
-import contextlib
 import dataclasses
-import hashlib
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pixedge.commands import answer_figures
+from pixedge.commands.attachments import read_attachment
 from pixedge.commands.chat_settings import change, show, show_changed
 from pixedge.commands.dropped_paths import read_message
-from pixedge.commands.pictures import check_sources, expand_sources, is_url, read_source
+from pixedge.commands.interruption import ctrl_c_ends
+from pixedge.commands.pictures import check_sources, expand_sources, is_url
 from pixedge.conversation import Attachment, Conversation
 from pixedge.errors import PixedgeError, UsageError
 from pixedge.terminal import note, say
 
 if TYPE_CHECKING:
-    from pixedge.model import Answer, Model, Stream
+    from pixedge.model import Answer, Model
     from pixedge.sampling import SamplingParams
 
 COMMANDS = {
@@ -93,7 +92,8 @@ class ChatSession:
         used = exchanges[-1].tokens if exchanges else 0
         if used is None:
             return f"room for {whole:,} tokens, counted with the next answer"
-        return f"{used:,} of {whole:,} tokens used, {max(0, whole - used):,} left"
+        used = min(used, whole)  # an answer's last token takes no room
+        return f"{used:,} of {whole:,} tokens used, {whole - used:,} left"
 
     # Messages
 
@@ -121,8 +121,8 @@ class ChatSession:
             limits.check_count(limits.max_images + 1)
         if is_url(name) and not self.allow_url:
             raise UsageError(f"{name} is on the network; start with --allow-url to have it downloaded")
-        found = read_source(name, dataclasses.replace(limits, max_images=room), self.dpi, self._longest)
-        return Attachment(name, _hash(name, found.pictures), tuple(found.pictures))
+        limits = dataclasses.replace(limits, max_images=room)
+        return read_attachment(name, limits, self.dpi, self._longest)
 
     def _answer(self, question: str) -> None:
         """Ask, show the answer as it comes, and add both to the conversation."""
@@ -130,7 +130,7 @@ class ChatSession:
         stream = self.model.stream(messages, self.params, shorten=True)
         stopped = False
         try:
-            with _ctrl_c_ends(stream) as interrupted:
+            with ctrl_c_ends(stream) as interrupted:
                 for piece in stream:
                     say(piece)
                 stopped = bool(interrupted)
@@ -285,38 +285,6 @@ class ChatSession:
     def _need_exchange(self) -> None:
         if not self.conversation.exchanges:
             raise UsageError("nothing has been asked yet; type a question")
-
-
-@contextlib.contextmanager
-def _ctrl_c_ends(stream: "Stream") -> Iterator[list[int]]:
-    """Let Ctrl-C end an answer, at the next step; the third one, where a step takes long, is an interrupt."""
-    presses: list[int] = []
-
-    def press(number: int, _: Any) -> None:
-        presses.append(number)
-        if len(presses) > 2:
-            raise KeyboardInterrupt
-        stream.close()
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield presses
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _hash(name: str, pictures: Sequence[Any]) -> str:
-    """Give the hash of a file's bytes, or of pixels that came from an address."""
-    if not is_url(name):
-        from pixedge.documents import split_pages
-
-        file = name if Path(name).exists() else split_pages(name)[0]
-        with open(file, "rb") as stream:
-            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
-    digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(f"{picture.size}".encode() + picture.tobytes())
-    return f"sha256-of-pixels:{digest.hexdigest()}"
 
 
 def _count_pictures(count: int) -> str:

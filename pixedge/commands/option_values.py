@@ -22,6 +22,27 @@ def count(ctx: click.Context, param: click.Parameter, value: int | None) -> int 
     return value
 
 
+def counts(ctx: click.Context, param: click.Parameter, values: tuple[int, ...]) -> tuple[int, ...]:
+    """Accept 1 and more, any number of times."""
+    for value in values:
+        count(ctx, param, value)
+    return values
+
+
+def natural(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    """Accept 0 and more."""
+    if value < 0:
+        raise click.BadParameter(f"{value} is too small; give 0 or more", ctx, param)
+    return value
+
+
+def naturals(ctx: click.Context, param: click.Parameter, values: tuple[int, ...]) -> tuple[int, ...]:
+    """Accept 0 and more, any number of times."""
+    for value in values:
+        natural(ctx, param, value)
+    return values
+
+
 def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Turn an amount of memory such as 24GiB into bytes."""
     try:

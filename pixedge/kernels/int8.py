@@ -28,10 +28,10 @@ def quantize_rows(weight: Tensor, rows_at_once: int = 4096) -> tuple[Tensor, Ten
 
     Return q int8 [out, in] and scales bfloat16 [out]; each scale is rounded to bfloat16 before the row is
     divided by it, so every product sees the same weight, within half a scale of the original. Works through a
-    few rows at a time, so that a head of 131,072 rows never exists in float32.
+    few rows at a time, so that a head of 131,072 rows never exists in float32. The result is where weight is.
     """
-    q = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(weight.shape[0], dtype=torch.bfloat16)
+    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(weight.shape[0], dtype=torch.bfloat16, device=weight.device)
     for start in range(0, weight.shape[0], rows_at_once):
         rows = weight[start : start + rows_at_once].float()
         # a row of zeros, or nearly so, must not divide by 0

@@ -8,7 +8,8 @@ import torch
 import pixedge.memory
 from pixedge.errors import CapacityError
 from pixedge.kv_cache import PagePool
-from pixedge.memory import free_memory, plan_cache, token_bytes
+from pixedge.memory import free_memory, plan_cache
+from pixedge.stored_weights import token_bytes
 from pixedge_export.synthetic import PIXTRAL_12B
 from tests.random_models import CPU, random_config
 
@@ -23,13 +24,13 @@ def test_a_token_takes_what_the_pool_allocates(dtype: torch.dtype, bits: int) ->
     pool = PagePool.allocate(config, 7, dtype, CPU, bits=bits)
     stores = [pool.keys, pool.values, pool.key_scales, pool.value_scales]
     total = sum(store.nbytes for store in stores if store is not None)
-    assert total == 7 * 16 * token_bytes(config, dtype, bits)
+    assert total == 7 * 16 * token_bytes(config, bits, dtype.itemsize)
 
 
 def test_pixtral_s_context_takes_what_the_design_says() -> None:
-    assert token_bytes(DECODER, torch.bfloat16, 16) == 160 * 1024
-    assert 131_072 * token_bytes(DECODER, torch.bfloat16, 16) == pytest.approx(21.5 * GB, rel=0.01)
-    assert 131_072 * token_bytes(DECODER, torch.bfloat16, 8) == pytest.approx(10.9 * GB, rel=0.01)
+    assert token_bytes(DECODER, 16) == 160 * 1024
+    assert 131_072 * token_bytes(DECODER, 16) == pytest.approx(21.5 * GB, rel=0.01)
+    assert 131_072 * token_bytes(DECODER, 8) == pytest.approx(10.9 * GB, rel=0.01)
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, free: int | None, bits: int, tokens: int | None = None) -> int:
@@ -43,7 +44,7 @@ def test_the_plan_leaves_room_for_everything_else(
     free: int | None, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = plan(monkeypatch, free, bits)
-    each = token_bytes(DECODER, torch.bfloat16, bits)
+    each = token_bytes(DECODER, bits)
     assert tokens % 16 == 0 and 0 < tokens <= 131_072
     if free is None or free == 200 * GB:
         assert tokens == 131_072

@@ -24,6 +24,7 @@ from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
 from pixedge.kernels.cpu.compiled import VARIABLE
 from pixedge.kernels.vision.fast import operators_file
+from pixedge.mapped_files import mapped_bytes
 from pixedge.vision import (
     CPU_GRAPH,
     CUDA_GRAPH,
@@ -274,11 +275,58 @@ def test_out_of_memory_is_a_sentence(message: str, folder: Path, monkeypatch: py
         session.encode(picture(8, 16))
 
 
-def test_cpu_keeps_no_arena() -> None:
+def test_what_a_picture_took_goes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arena shrinks behind every picture, and weights do not lie in it, for they would hold it open."""
     options = session_options(threads=3)
     assert options.intra_op_num_threads == 3
-    assert not options.enable_cpu_mem_arena
     assert not options.enable_mem_pattern
+    assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
+    session, asked = VisionSession(folder, CONFIG, CPU), []
+
+    def run(names: list[str], inputs: dict[str, np.ndarray], how: onnxruntime.RunOptions) -> list[np.ndarray]:
+        asked.append(how.get_run_config_entry("memory.enable_memory_arena_shrinkage"))
+        return [np.zeros((2, CONFIG.decoder.dim), np.float32)]
+
+    monkeypatch.setattr(session, "_session", SimpleNamespace(run=run))
+    session.encode(picture(8, 16))
+    assert asked == ["cpu:0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+@pytest.mark.parametrize("exact", [EXACT, FUSED])
+def test_the_file_of_weights_does_not_stay_in_memory(exact: bool, folder: Path) -> None:
+    session = VisionSession(folder, CONFIG, CPU, exact=exact)
+    assert mapped_bytes(folder) == 0
+    session.encode(picture(8, 16))
+
+
+def test_an_error_of_the_session_is_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = VisionSession(folder, CONFIG, CPU)
+
+    def fail(*_: object) -> None:
+        raise vision.state.Fail("CUDNN_STATUS_NOT_INITIALIZED\nat cudnn.cc:77")
+
+    monkeypatch.setattr(session, "_session", SimpleNamespace(run=fail))
+    with pytest.raises(
+        PixedgeError, match=r"failed on a picture of 16x8 pixels \(CUDNN_\w+\); check the folder"
+    ):
+        session.encode(picture(8, 16))
+    monkeypatch.setattr(session, "_run_bound", fail)
+    session.device = torch.device("cuda:0")
+    with pytest.raises(PixedgeError, match=r"check the driver and cuDNN, or run .* --vision-device cpu"):
+        session.encode(picture(8, 16))
+
+
+def test_the_session_is_warmed_at_the_largest_planned_picture(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, sizes = VisionSession(folder, CONFIG, CPU), []
+    monkeypatch.setattr(session, "encode", lambda pixels: sizes.append(pixels.shape))
+    eye = CONFIG.vision
+    for side in (None, eye.patch_size + 1, 10_000):
+        session.warm_up(side)
+    most = (3, eye.image_size, eye.image_size)
+    assert sizes == [most, (3, 2 * eye.patch_size, 2 * eye.patch_size), most]
 
 
 # CUDA, as far as it can be judged without a device: what is asked of ONNX Runtime, and what is refused.
@@ -339,13 +387,38 @@ def test_onnxruntime_without_cuda_is_an_error(open_cuda: Callable[..., Any]) -> 
         open_cuda([], available=["CPUExecutionProvider"])
 
 
-def test_missing_cuda_libraries_are_named(open_cuda: Callable[..., Any]) -> None:
-    major = (getattr(onnxruntime, "cuda_version", "") or pytest.skip("this onnxruntime knows no CUDA")).split(
-        "."
-    )[0]
-    missing = ("libcuda.so.1", f"libcublasLt.so.{major}")
-    with pytest.raises(PixedgeError, match=rf"needs {', '.join(missing)}, which .* --vision-device cpu"):
+@pytest.mark.parametrize(
+    ("version", "missing", "remedy"),
+    [
+        ("13.0", ("libcuda.so.1",), "install the NVIDIA driver"),
+        ("13.0", ("libcudnn.so.9",), "install what is missing (pip install nvidia-cudnn-cu13)"),
+        ("12.8", ("libcublas.so.12", "libcublasLt.so.12"), "(pip install nvidia-cublas-cu12)"),
+        ("13.0", ("libcurand.so.10",), "(pip install nvidia-curand)"),
+        (
+            "13.0",
+            ("libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcudnn.so.9"),
+            "install a torch for CUDA 13.0",
+        ),
+        (
+            "13.0",
+            ("libcuda.so.1", "libcudnn.so.9"),
+            "install the NVIDIA driver and what is missing (pip install nvidia-cudnn-cu13)",
+        ),
+    ],
+)
+def test_missing_cuda_libraries_are_named(
+    version: str,
+    missing: tuple[str, ...],
+    remedy: str,
+    open_cuda: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnxruntime, "cuda_version", version)
+    with pytest.raises(PixedgeError) as raised:
         open_cuda(["CUDAExecutionProvider"], missing=missing)
+    sentence = str(raised.value)
+    assert f"needs {', '.join(missing)}, which cannot be loaded; " in sentence
+    assert f"{remedy}, or run the encoder on the CPU with --vision-device cpu" in sentence
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")

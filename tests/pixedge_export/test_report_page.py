@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pixedge_export.report_charts import PARTS
+from pixedge.charts import PARTS
 from pixedge_export.report_page import duration, render
 
 LINEARS = [

@@ -10,20 +10,25 @@
     sampling    greedy choice and seeded draw
     graph       a decoding step as CUDA graphs
 
-This module imports nothing, so that it can be asked on any machine; the others import triton. With
+This module, ``layout``, ``tuning`` and ``footprint`` import neither torch nor triton, so that they can be
+asked on any machine. With
 TRITON_INTERPRET=1 in the environment before triton is imported, the kernels run on CPU tensors.
 """
 
 import importlib.util
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def available(device: torch.device) -> bool:
+def available(device: "torch.device") -> bool:
     """Tell whether the kernels run on ``device``: a GPU of compute capability 8.0 or later, and triton.
 
     CUDA is touched only when ``device`` is a CUDA device.
     """
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
+    import torch
+
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)

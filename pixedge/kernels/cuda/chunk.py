@@ -9,13 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pixedge.kernels.cuda import activation, int4, norm, prefill, rotary, sums, unpacking
-from pixedge.kernels.cuda.int4 import MAX_ROWS, Int4Weight
+from pixedge.kernels.cuda import (
+    activation,
+    footprint,
+    int4,
+    norm,
+    prefill,
+    rotary,
+    sums,
+    tuning,
+    unpacking,
+)
+from pixedge.kernels.cuda.int4 import Int4Weight
+from pixedge.kernels.cuda.layout import MAX_ROWS
 from pixedge.kernels.cuda.pages import LayerPages
-from pixedge.kernels.cuda.step import StepWeights
+from pixedge.kernels.cuda.step import StepWeights, make
 from pixedge.rope import frequencies
 
 SLICED = 96
@@ -26,10 +39,14 @@ SLICED = 96
 class ChunkBuffers:
     """What chunks of up to ``tokens`` tokens write on their way; made once, used for every chunk.
 
-    residual: float32 [tokens, dim]. scratch: flat, of the activations' type, as large as the largest weight.
-    partials: flat float32, the partial sums of 16 rows. The others: [tokens, width] of the activations' type.
+    embedded: [tokens, dim], which the caller fills. residual: float32 [tokens, dim]. scratch: flat, of the
+    activations' type, as large as the largest weight. partials: flat float32, the partial sums of 16 rows.
+    places: flat int32, see ``ChunkPlaces``. The others: [tokens, width], angles float32 and the rest of the
+    activations' type.
     """
 
+    places: Tensor
+    embedded: Tensor
     residual: Tensor
     normed: Tensor
     qkv: Tensor
@@ -39,47 +56,31 @@ class ChunkBuffers:
     gate_up: Tensor
     activated: Tensor
     rates: Tensor
+    angles: Tensor
+    cos: Tensor
+    sin: Tensor
     scratch: Tensor
     partials: Tensor
 
     @classmethod
-    def allocate(cls, weights: StepWeights, tokens: int) -> Self:
-        """Make the buffers on the weights' device."""
-        device, dtype, layer = weights.norm.device, weights.norm.dtype, weights.layers[0]
-        products = (layer.qkv, layer.o, layer.gate_up, layer.down)
-
-        def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
-        rows = min(tokens, MAX_ROWS)
-        partials = max(
-            int4.splits_for(weight, count) * count * weight.out_features
-            for weight in products
-            for count in range(1, rows + 1)
-        )
-        return cls(
-            residual=empty(tokens, weights.dim, dtype=torch.float32),
-            normed=empty(tokens, weights.dim),
-            qkv=empty(tokens, layer.qkv.out_features),
-            queries=empty(tokens, weights.heads, weights.head_dim),
-            attended=empty(tokens, weights.heads, weights.head_dim),
-            added=empty(tokens, weights.dim),
-            gate_up=empty(tokens, layer.gate_up.out_features),
-            activated=empty(tokens, layer.down.in_features),
-            rates=frequencies(weights.head_dim, weights.rope_theta, device),
-            scratch=empty(max(weight.out_features * weight.in_features for weight in products)),
-            partials=empty(partials, dtype=torch.float32),
-        )
+    def allocate(cls, weights: StepWeights, tokens: int, sequences: int, max_pages: int) -> Self:
+        """Make the buffers on the weights' device, for chunks of up to ``sequences`` sequences."""
+        config, device = weights.config, weights.norm.device
+        shapes = footprint.chunk_shapes(config, tokens, sequences, max_pages, tuning.device(device))
+        made = make(shapes, weights.norm.dtype, device)
+        made["rates"].copy_(frequencies(config.head_dim, config.rope_theta, device))
+        return cls(**made)
 
 
 @dataclass(frozen=True)
 class ChunkLayout:
     """Which token of a chunk belongs where; all int32 on the device, as ``prefill.attend_many`` takes them.
 
-    positions, sequences: [tokens]. tables: [sequences, max_pages]. starts: [sequences]. firsts: [sequences +
-    1]. longest: the most tokens that a sequence has in the chunk.
+    ids, positions, sequences: [tokens]. tables: [sequences, max_pages]. starts: [sequences]. firsts:
+    [sequences + 1]. longest: the most tokens that a sequence has in the chunk.
     """
 
+    ids: Tensor
     positions: Tensor
     sequences: Tensor
     tables: Tensor
@@ -87,41 +88,90 @@ class ChunkLayout:
     firsts: Tensor
     longest: int
 
-    @classmethod
-    def lay_out(cls, tables: Tensor, starts: Tensor, counts: Tensor, device: torch.device) -> Self:
-        """Lay out ``counts`` tokens behind ``starts`` held ones of each sequence; int32 on the CPU."""
-        spans = list(zip(starts.tolist(), counts.tolist(), strict=True))
-        positions = torch.cat([torch.arange(start, start + count) for start, count in spans])
-        sequences = torch.repeat_interleave(torch.arange(len(spans)), counts.long())
-        firsts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.long().cumsum(0)])
-        positions, sequences, firsts, tables, starts = (
-            each.contiguous().to(device, torch.int32)
-            for each in (positions, sequences, firsts, tables, starts)
+
+class ChunkPlaces:
+    """Lays chunks out in memory that was taken once; one copy brings a layout to the device."""
+
+    def __init__(self, buffers: ChunkBuffers, sequences: int, max_pages: int) -> None:
+        """Lay out in ``buffers.places``, which were allocated for as many sequences and pages."""
+        tokens, flat = len(buffers.embedded), buffers.places
+        assert len(flat) == footprint.place_count(tokens, sequences, max_pages)
+        self._device = flat
+        self._host = torch.zeros(len(flat), dtype=torch.int32, pin_memory=flat.device.type == "cuda")
+        self._numbers: NDArray[np.int32] = self._host.numpy()
+        self.tokens, self.sequences, self.max_pages = tokens, sequences, max_pages
+
+    def lay_out(
+        self,
+        tables: NDArray[np.int32],
+        spans: Sequence[tuple[int, int]],
+        ids: Sequence[int] | None = None,
+    ) -> ChunkLayout:
+        """Lay out (start, count) of each sequence: so many tokens behind those that are held.
+
+        tables: [sequences, pages], enough pages for each. ids: the chunk's tokens side by side; None where
+        they are not looked up on the device. What an earlier layout says is lost.
+        """
+        total = sum(count for _, count in spans)
+        assert 1 <= len(spans) <= self.sequences and total <= self.tokens, f"{total} tokens in {spans}"
+        assert len(tables) == len(spans) and tables.shape[1] <= self.max_pages, f"tables {tables.shape}"
+        at = 0
+
+        def take(count: int, used: int) -> tuple[NDArray[np.int32], Tensor]:
+            nonlocal at
+            begin, at = at, at + -(-count // 16) * 16
+            return self._numbers[begin : begin + used], self._device[begin : begin + used]
+
+        host_ids, own_ids = take(self.tokens, total)
+        positions, own_positions = take(self.tokens, total)
+        sequences, own_sequences = take(self.tokens, total)
+        starts, own_starts = take(self.sequences, len(spans))
+        firsts, own_firsts = take(self.sequences + 1, len(spans) + 1)
+        if ids is not None:
+            host_ids[:] = ids
+        first = 0
+        firsts[0] = 0
+        for index, (start, count) in enumerate(spans):
+            positions[first : first + count] = np.arange(start, start + count)
+            sequences[first : first + count] = index
+            starts[index] = start
+            first += count
+            firsts[index + 1] = first
+        end = at + len(spans) * self.max_pages
+        self._numbers[at:end].reshape(-1, self.max_pages)[:, : tables.shape[1]] = tables
+        self._device[:end].copy_(self._host[:end], non_blocking=True)
+        return ChunkLayout(
+            own_ids,
+            own_positions,
+            own_sequences,
+            self._device[at:end].view(-1, self.max_pages),
+            own_starts,
+            own_firsts,
+            max(count for _, count in spans),
         )
-        longest = max(count for _, count in spans)
-        return cls(positions, sequences, tables, starts, firsts, longest)
 
 
 def run_chunk(
     weights: StepWeights,
     pages: Sequence[LayerPages],
     buffers: ChunkBuffers,
-    x: Tensor,
     layout: ChunkLayout,
 ) -> Tensor:
-    """Run embeddings x [tokens, dim] through all layers, into their pages; return hidden states.
+    """Run the first embeddings of ``buffers.embedded`` through all layers, into their pages.
 
-    The result [tokens, dim], normalised, is part of the buffers, which the next chunk overwrites.
+    Returns hidden states [tokens, dim], normalised: a part of the buffers, which the next chunk overwrites.
     ``int8.head`` makes logits of the rows that are wanted.
     """
-    n, eps = len(x), weights.eps
+    n, eps = len(layout.positions), weights.config.norm_eps
     assert n <= len(buffers.residual), f"{n} tokens in buffers for {len(buffers.residual)}"
-    assert layout.positions.shape == (n,), f"{n} embeddings for {len(layout.positions)} positions"
     own = {name: value[:n] for name, value in vars(buffers).items() if name not in SHARED}
-    residual, normed, activated = own["residual"], own["normed"], own["activated"]
-    residual.copy_(x)
-    angles = layout.positions[:, None] * buffers.rates
-    cos, sin = angles.cos(), angles.sin()
+    residual, normed, activated, cos, sin = (
+        own[name] for name in ("residual", "normed", "activated", "cos", "sin")
+    )
+    residual.copy_(own["embedded"])
+    torch.mul(layout.positions[:, None], buffers.rates, out=own["angles"])
+    torch.cos(own["angles"], out=cos)
+    torch.sin(own["angles"], out=sin)
     added: Tensor | None = None
     for layer, held in zip(weights.layers, pages, strict=True):
         norm.add_norm(residual, added, layer.input_norm, eps, normed)
@@ -145,7 +195,7 @@ def run_chunk(
     return norm.add_norm(residual, added, weights.norm, eps, normed)
 
 
-SHARED = frozenset({"rates", "scratch", "partials"})
+SHARED = frozenset({"rates", "scratch", "partials", "places"})
 """The buffers that are not one row a token."""
 
 

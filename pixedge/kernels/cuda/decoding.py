@@ -18,8 +18,6 @@ from torch import Tensor
 from pixedge.kernels.cuda import tuning
 from pixedge.kernels.cuda.pages import PAGE, LayerPages
 
-MAX_PARTS = 64
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -38,16 +36,18 @@ class Parts:
         cls, sequences: int, heads: int, head_dim: int, kv_heads: int, device: torch.device, parts: int = 0
     ) -> Self:
         """Make room for ``parts`` parts, or for as many as keep the device busy at this batch size."""
-        if not parts:
-            facts = tuning.device(device)
-            launch = facts.shapes.decoding
-            wanted = -(-facts.multiprocessors * launch.programs // (sequences * kv_heads))
-            parts = min(MAX_PARTS, max(launch.parts, triton.next_power_of_2(wanted)))
+        parts = parts or tuning.parts(tuning.device(device), sequences, kv_heads)
+        room = torch.empty(sequences * heads * parts * (head_dim + 2), dtype=torch.float32, device=device)
+        return cls.within(room, sequences, heads, head_dim, parts)
+
+    @classmethod
+    def within(cls, room: Tensor, sequences: int, heads: int, head_dim: int, parts: int) -> Self:
+        """Take the front of ``room``, flat float32, for ``parts`` parts: a power of two."""
         assert parts == triton.next_power_of_2(parts), f"{parts} parts are not a power of two"
         shape = (sequences, heads, parts)
-        sums = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
-        highest, weights = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
-        return cls(sums, highest, weights)
+        count = sequences * heads * parts
+        sums, highest, weights = torch.split(room[: count * (head_dim + 2)], [count * head_dim, count, count])
+        return cls(sums.view(*shape, head_dim), highest.view(shape), weights.view(shape))
 
 
 def attend_reference(q: Tensor, pages: LayerPages, tables: Tensor, lengths: Tensor) -> Tensor:
@@ -145,7 +145,9 @@ def _attend_part(
             total = tl.dot(p.to(DOT), v, total * shrink[:, None])
         most = new
     found = (sequence * kv_heads * groups + head) * parts + part
-    tl.store(sums + found[:, None] * head_dim + dim[None, :], total, mask=wanted & (start < end))
+    # in a form of its own: with a mask that is a tensor and a scalar triton 3.9's interpreter is lost
+    begun = (group * 0 + start < end)[:, None]
+    tl.store(sums + found[:, None] * head_dim + dim[None, :], total, mask=wanted & begun)
     tl.store(highest + found, most, mask=group < groups)
     tl.store(weights + found, weight, mask=group < groups)
 

@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pixedge.kernels.cuda.layout import BATCHES
 from pixedge.kernels.cuda.pages import LayerPages
 from pixedge.kernels.cuda.step import StepBuffers, StepWeights, run_step
-
-BATCHES = (1, 2, 4, 8, 16)
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a step that works on fixed buffers, and returns what repeats it."""
@@ -55,11 +54,13 @@ class DecodeGraph:
         *,
         batches: Sequence[int] = BATCHES,
         capture: Capture | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         """Allocate and capture; nothing is allocated after that.
 
-        pages: each layer's. max_pages: the most pages of a sequence. capture: None makes CUDA graphs. The
-        buffers stand for no sequence while the step is captured, so no page is written.
+        pages: each layer's. max_pages: the most pages of a sequence. capture: None makes CUDA graphs.
+        progress is told how many are captured. The buffers stand for no sequence while the step is captured,
+        so no page is written.
         """
         assert list(batches) == sorted(set(batches)) and batches[0] >= 1, f"batches {batches}"
         self.batches = tuple(batches)
@@ -71,15 +72,17 @@ class DecodeGraph:
         self._tables = torch.zeros(largest, max_pages, dtype=torch.int32, pin_memory=pinned)
         self._rows: Tensor | None = None
         if weights.embeddings is None:
-            self._rows = torch.zeros(largest, weights.dim, dtype=weights.norm.dtype, pin_memory=pinned)
+            self._rows = torch.zeros(largest, weights.config.dim, dtype=weights.norm.dtype, pin_memory=pinned)
         capture = cuda_capture() if capture is None else capture
         self._replays: dict[int, Callable[[], None]] = {}
         self._parts: list[StepBuffers] = []  # a graph reads them at every replay
         # The largest first: the others then fit into the memory that it left in the graphs' pool.
         for batch in reversed(self.batches):
-            part = self.buffers if batch == largest else self.buffers.first(weights, batch)
+            part = self.buffers if batch == largest else self.buffers.first(batch)
             self._parts.append(part)
             self._replays[batch] = capture(lambda part=part: run_step(weights, pages, part))  # type: ignore[misc]
+            if progress:
+                progress(len(self._replays))
 
     def step(
         self, ids: Tensor, positions: Tensor, tables: Tensor, rows: Tensor | None = None
@@ -111,5 +114,9 @@ class DecodeGraph:
             self._rows[:count] = rows
             buffers.embedded[:count].copy_(self._rows[:count], non_blocking=True)
             buffers.residual[:count].copy_(buffers.embedded[:count])
-        self._replays[batch]()
+        self.replay(batch)
         return buffers.logits[:count], buffers.chosen[:count]
+
+    def replay(self, batch: int) -> None:
+        """Run the step of one of the batch sizes on what the buffers hold."""
+        self._replays[batch]()

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pixedge.kernels.cuda import tuning
-from pixedge.kernels.cuda.int4 import DTYPES, MAX_ROWS
+from pixedge.kernels.cuda.int4 import DTYPES
+from pixedge.kernels.cuda.layout import MAX_ROWS
 
 INPUTS = 128
 """Inputs a program takes at a time."""

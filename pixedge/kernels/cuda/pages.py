@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PAGE = 16
-"""Tokens a page holds."""
+from pixedge.kernels.cuda.layout import PAGE
+
+__all__ = ["PAGE", "LayerPages"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ here and in float64 there: with the same number the same token comes out, unless
 1e-6 of the border between two tokens. Penalties and log-probabilities are not computed here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixedge.kernels.cuda import tuning
-
-CHUNK = 4096
-"""Logits that a program compares at a time."""
+from pixedge.kernels.cuda.layout import LOGITS as CHUNK
 
 NOT_FINITE = -1
 """The token of a row that has a logit which is not finite."""
@@ -27,8 +26,8 @@ NOT_FINITE = -1
 class Draws:
     """How each row is drawn; all tensors [rows], on the device.
 
-    temperatures: float32, above 0. top_k: int32, 0 keeps all. top_p, min_p: float32, 1 and 0 keep all.
-    uniforms: float32 in [0, 1), one number for each row.
+    temperatures: float32, 0 takes the most likely. top_k: int32, 0 keeps all. top_p, min_p: float32, 1 and 0
+    keep all. uniforms: float32 in [0, 1), one number for each row.
     """
 
     temperatures: Tensor
@@ -57,6 +56,9 @@ def draw_reference(logits: Tensor, draws: Draws) -> Tensor:
         if not bool(row.isfinite().all()):
             ids.append(NOT_FINITE)
             continue
+        if float(draws.temperatures[index]) == 0:
+            ids.append(int(row.argmax()))
+            continue
         scores = (row - row.max()) / float(draws.temperatures[index])
         weights = torch.where(scores >= float(draws.min_p[index].double().log()), scores.exp(), 0.0)
         order = torch.arange(len(row), device=row.device)
@@ -73,45 +75,76 @@ def draw_reference(logits: Tensor, draws: Draws) -> Tensor:
 
 
 @triton.jit
-def _best_of_chunk(logits, best, ids, vocab, chunks, CHUNK: tl.constexpr):
-    """Find the best of one chunk of one row; infinity stands for a chunk with a logit that is not finite."""
+def _best_of_chunk(logits, best, ids, sums, vocab, chunks, CHUNK: tl.constexpr):
+    """Find the best of one chunk of one row; infinity stands for a chunk with a logit that is not finite.
+
+    sums get the chunk's sum of exp(logit - best).
+    """
     row, chunk = tl.program_id(0), tl.program_id(1)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     x = tl.load(logits + row.to(tl.int64) * vocab + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
     broken = tl.sum(((tl.abs(x) < float("inf")) == (at >= vocab)).to(tl.int32), axis=0) > 0
     tl.store(ids + row * chunks + chunk, chunk * CHUNK + tl.argmax(x, axis=0, tie_break_left=True))
-    tl.store(best + row * chunks + chunk, tl.where(broken, float("inf"), tl.max(x, axis=0)))
+    most = tl.max(x, axis=0)
+    tl.store(best + row * chunks + chunk, tl.where(broken, float("inf"), most))
+    x = tl.where(broken, 0.0, x)
+    tl.store(sums + row * chunks + chunk, tl.sum(tl.exp(x - tl.where(broken, 0.0, most)), axis=0))
 
 
 @triton.jit
-def _best_of_chunks(best, ids, out, chunks, CHUNKS: tl.constexpr):
+def _best_of_chunks(best, ids, sums, totals, out, chunks, CHUNKS: tl.constexpr):
     row = tl.program_id(0)
     chunk = tl.arange(0, CHUNKS)
     x = tl.load(best + row * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
     chosen = tl.load(ids + row * chunks + tl.argmax(x, axis=0, tie_break_left=True))
-    tl.store(out + row, tl.where(tl.max(x, axis=0) == float("inf"), -1, chosen))
+    most = tl.max(x, axis=0)
+    broken = most == float("inf")
+    tl.store(out + row, tl.where(broken, -1, chosen))
+    share = tl.exp(tl.where(broken, 0.0, x) - tl.where(broken, 0.0, most))
+    weight = tl.sum(tl.load(sums + row * chunks + chunk, mask=chunk < chunks, other=0.0) * share, axis=0)
+    tl.store(totals + row, tl.where(broken, 0.0, most + tl.log(weight)))
+
+
+@triton.jit
+def _tell(logits, ids, totals, told, vocab):
+    """Write a row's id and its log-probability, whose bits stand for an integer, side by side."""
+    row = tl.program_id(0)
+    chosen = tl.load(ids + row)
+    found = tl.load(logits + row.to(tl.int64) * vocab + tl.maximum(chosen, 0)).to(tl.float32)
+    tl.store(told + 2 * row, chosen)
+    tl.store(told + 2 * row + 1, (found - tl.load(totals + row)).to(tl.int32, bitcast=True))
 
 
 @dataclass(frozen=True)
 class Room:
-    """Scratch of ``greedy``: best float32 and ids int32, [rows, chunks]."""
+    """What ``greedy`` writes beside ids: best float32, ids int32 and sums float32, all [rows, chunks].
+
+    totals: float32 [rows], the logarithm of each row's sum of exp(logit).
+    """
 
     best: Tensor
     ids: Tensor
+    sums: Tensor
+    totals: Tensor
 
     @classmethod
     def allocate(cls, rows: int, vocab: int, device: torch.device) -> "Room":
         """Make room for rows of ``vocab`` logits."""
         shape = (rows, -(-vocab // CHUNK))
-        return cls(
-            *(torch.empty(shape, dtype=dtype, device=device) for dtype in (torch.float32, torch.int32))
-        )
+        types = (torch.float32, torch.int32, torch.float32)
+        best, ids, sums = (torch.empty(shape, dtype=dtype, device=device) for dtype in types)
+        return cls(best, ids, sums, torch.empty(rows, dtype=torch.float32, device=device))
+
+    def first(self, rows: int) -> "Room":
+        """Return the part of it for ``rows`` rows."""
+        return Room(self.best[:rows], self.ids[:rows], self.sums[:rows], self.totals[:rows])
 
 
 def greedy(logits: Tensor, room: Room, out: Tensor) -> Tensor:
     """Write the id of the highest logit of each row of logits [rows, vocab] to out, int32 [rows].
 
-    The lowest id wins among equals, and a row with a logit that is not finite gives -1.
+    The lowest id wins among equals, and a row with a logit that is not finite gives -1. ``room.totals`` gets
+    what makes log-probabilities of logits.
     """
     rows, vocab = logits.shape
     chunks = -(-vocab // CHUNK)
@@ -119,11 +152,33 @@ def greedy(logits: Tensor, room: Room, out: Tensor) -> Tensor:
     assert logits.is_contiguous() and logits.is_floating_point()
     assert room.best.shape == room.ids.shape == (rows, chunks), f"room {tuple(room.best.shape)}"
     assert out.shape == (rows,) and out.dtype == torch.int32
-    _best_of_chunk[(rows, chunks)](logits, room.best, room.ids, vocab, chunks, CHUNK=CHUNK, num_warps=8)
+    _best_of_chunk[(rows, chunks)](
+        logits, room.best, room.ids, room.sums, vocab, chunks, CHUNK=CHUNK, num_warps=8
+    )
     _best_of_chunks[(rows,)](
-        room.best, room.ids, out, chunks, CHUNKS=triton.next_power_of_2(chunks), num_warps=1
+        room.best,
+        room.ids,
+        room.sums,
+        room.totals,
+        out,
+        chunks,
+        CHUNKS=triton.next_power_of_2(chunks),
+        num_warps=1,
     )
     return out
+
+
+def tell(logits: Tensor, ids: Tensor, totals: Tensor, told: Tensor) -> Tensor:
+    """Write each row's id and the bits of its float32 log-probability to told, int32 [rows, 2].
+
+    logits: [rows, vocab]. ids: int32 [rows]; what -1 is told with means nothing. totals: of ``Room``.
+    """
+    rows, vocab = logits.shape
+    tuning.check_device(logits, ids, totals, told)
+    assert ids.shape == totals.shape == (rows,) and told.shape == (rows, 2) and logits.is_contiguous()
+    assert ids.dtype == told.dtype == torch.int32 and told.is_contiguous()
+    _tell[(rows,)](logits, ids, totals, told, vocab, num_warps=1)
+    return told
 
 
 @triton.jit
@@ -154,10 +209,10 @@ def _draw(
 ):
     row = tl.program_id(0)
     chosen = tl.load(best + row)
-    if chosen >= 0:
+    temperature = tl.load(temperatures + row)
+    if (chosen >= 0) & (temperature > 0):
         start_of_row = row.to(tl.int64) * vocab
         top = tl.load(logits + start_of_row + chosen).to(tl.float32)
-        temperature = tl.load(temperatures + row)
         wanted_p = tl.load(top_p + row)
         wanted_k = tl.load(top_k + row)
         share = tl.load(min_p + row)
@@ -203,25 +258,44 @@ def _draw(
     tl.store(out + row, chosen)
 
 
-def draw(logits: Tensor, draws: Draws, room: Room, out: Tensor, *, ordered: bool) -> Tensor:
+@dataclass(frozen=True)
+class Sorted:
+    """Room for sorted logits: values float32 and order int64, [rows, vocab]."""
+
+    values: Tensor
+    order: Tensor
+
+    @classmethod
+    def allocate(cls, rows: int, vocab: int, device: torch.device) -> "Sorted":
+        """Make room for rows of ``vocab`` logits."""
+        types = (torch.float32, torch.int64)
+        return cls(*(torch.empty(rows, vocab, dtype=dtype, device=device) for dtype in types))
+
+    def sort(self, logits: Tensor, rows: Iterable[int]) -> None:
+        """Sort some rows, the highest first, equal ones by id; one by one, which bounds the scratch."""
+        for row in rows:
+            out = (self.values[row], self.order[row])
+            torch.sort(logits[row], dim=-1, descending=True, stable=True, out=out)
+
+
+def draw(
+    logits: Tensor, draws: Draws, likely: Tensor, out: Tensor, by_likelihood: Sorted | None = None
+) -> Tensor:
     """Draw one id for each row of logits float32 [rows, vocab] into out, int32 [rows].
 
-    ordered: whether any row uses top-k or top-p, which needs the logits sorted; a host knows that of its
-    requests without asking the device. A row with a logit that is not finite gives -1.
+    likely: what ``greedy`` found, int32 [rows]; where that is -1 so is the id drawn. by_likelihood: sorted,
+    at least the rows that use top-k or top-p; a host knows of its requests whether there are any.
     """
     rows, vocab = logits.shape
+    tuning.check_device(logits, likely, out)
     draws.check(rows)
-    assert logits.dtype == torch.float32, f"logits are {logits.dtype}"
-    greedy(logits, room, out)
-    best = out.clone()
-    values = order = None
-    if ordered:
-        values, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    assert logits.dtype == torch.float32 and logits.is_contiguous(), f"logits are {logits.dtype}"
+    assert likely.shape == out.shape == (rows,) and likely.dtype == out.dtype == torch.int32
     _draw[(rows,)](
         logits,
-        values,
-        order,
-        best,
+        None if by_likelihood is None else by_likelihood.values,
+        None if by_likelihood is None else by_likelihood.order,
+        likely,
         draws.temperatures,
         draws.top_k,
         draws.top_p,
@@ -229,7 +303,7 @@ def draw(logits: Tensor, draws: Draws, room: Room, out: Tensor, *, ordered: bool
         draws.uniforms,
         out,
         vocab,
-        ORDERED=ordered,
+        ORDERED=by_likelihood is not None,
         CHUNK=CHUNK,
         num_warps=8,
     )

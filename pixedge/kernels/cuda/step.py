@@ -13,10 +13,20 @@ import torch
 from torch import Tensor
 
 from pixedge.config import DecoderConfig
-from pixedge.kernels.cuda import activation, decoding, int4, int8, norm, rotary, sampling
+from pixedge.kernels.cuda import (
+    activation,
+    decoding,
+    footprint,
+    int4,
+    int8,
+    norm,
+    rotary,
+    sampling,
+    tuning,
+)
 from pixedge.kernels.cuda.int4 import Int4Weight
 from pixedge.kernels.cuda.pages import LayerPages
-from pixedge.packing import QuantizedWeight
+from pixedge.packing import GptqWeight, QuantizedWeight
 from pixedge.rope import frequencies
 
 
@@ -49,30 +59,32 @@ class StepWeights:
     norm: Tensor
     head: Tensor
     head_scales: Tensor
-    heads: int
-    kv_heads: int
-    head_dim: int
-    eps: float
-    rope_theta: float
+    config: DecoderConfig
 
     @classmethod
     def assemble(
         cls,
         config: DecoderConfig,
-        linear: Callable[[str], QuantizedWeight],
+        linear: Callable[[str], QuantizedWeight | GptqWeight],
         norm: Callable[[str], Tensor],
         head: tuple[Tensor, Tensor],
         embeddings: Tensor | None,
     ) -> Self:
-        """Build a decoder's weights layer by layer, so that no more than one layer exists unpacked.
+        """Build a decoder's weights layer by layer, so that no more than one layer exists twice.
 
         linear and norm give what a canonical name stands for ("layers.0.self_attn.q_proj", "norm"), norms on
-        the device and of the activations' type. head: int8 [vocab, dim] and bfloat16 [vocab], see ``int8``.
+        the device and of the activations' type; each is asked for once. head: int8 [vocab, dim] and bfloat16
+        [vocab], see ``int8``. Raises UnsuitedWeightError as ``Int4Weight.repack`` does.
         """
-        device = norm("norm").device
+        last = norm("norm")
 
         def packed(*names: str) -> Int4Weight:
-            return Int4Weight.pack(int4.stack([linear(name) for name in names]), device)
+            parts = [linear(name) for name in names]
+            stored = [part for part in parts if isinstance(part, GptqWeight)]
+            if len(stored) == len(parts):
+                return Int4Weight.repack(stored, last.device)
+            bytewise = [part.unpacked() if isinstance(part, GptqWeight) else part for part in parts]
+            return Int4Weight.pack(int4.stack(bytewise), last.device)
 
         layers = []
         for index in range(config.n_layers):
@@ -87,22 +99,7 @@ class StepWeights:
                     packed(f"{mlp}down_proj"),
                 )
             )
-        return cls(
-            tuple(layers),
-            embeddings,
-            norm("norm"),
-            *head,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim,
-            config.norm_eps,
-            config.rope_theta,
-        )
-
-    @property
-    def dim(self) -> int:
-        """The width of the residual stream."""
-        return self.norm.shape[0]
+        return cls(tuple(layers), embeddings, last, *head, config)
 
     def splits(self, rows: int) -> dict[str, int]:
         """Return how many partial sums each product of a layer makes at ``rows`` rows."""
@@ -113,11 +110,12 @@ class StepWeights:
 
 @dataclass(frozen=True)
 class StepBuffers:
-    """What a step of up to ``rows`` sequences reads and writes.
+    """What a step of up to ``rows`` sequences reads and writes; see ``footprint.step_shapes``.
 
     ids, positions: int32 [rows]; position -1 stands for no sequence. tables: int32 [rows, max_pages].
     residual: float32 [rows, dim]. logits: float32 [rows, vocab]. chosen: int32 [rows], the most likely ids.
-    The rest is scratch; partials is flat and serves every product in turn.
+    told: int32 [rows, 2], these and the bits of their log-probabilities. The rest is scratch; partials and
+    parts are flat and serve every product and every layer in turn.
     """
 
     ids: Tensor
@@ -126,6 +124,7 @@ class StepBuffers:
     residual: Tensor
     logits: Tensor
     chosen: Tensor
+    told: Tensor
     lengths: Tensor
     sequences: Tensor
     embedded: Tensor
@@ -135,73 +134,56 @@ class StepBuffers:
     cos: Tensor
     sin: Tensor
     partials: Tensor
+    parts: Tensor
     queries: Tensor
     attended: Tensor
     activated: Tensor
-    parts: decoding.Parts
-    room: sampling.Room
+    best: Tensor
+    best_ids: Tensor
+    sums: Tensor
+    totals: Tensor
 
     @classmethod
     def allocate(cls, weights: StepWeights, rows: int, max_pages: int) -> Self:
         """Make the buffers on the weights' device."""
-        device, dtype = weights.norm.device, weights.norm.dtype
-        heads, head_dim = weights.heads, weights.head_dim
-        vocab, layer = weights.head.shape[0], weights.layers[0]
-        # Every smaller batch is a part of these buffers, and may split its products further.
-        partials = 0
-        for batch in range(1, rows + 1):
-            for name, count in weights.splits(batch).items():
-                partials = max(partials, count * batch * getattr(layer, name).out_features)
+        device, config = weights.norm.device, weights.config
+        shapes = footprint.step_shapes(config, rows, max_pages, tuning.device(device))
+        made = make(shapes, weights.norm.dtype, device)
+        for name in ("ids", "tables", "residual", "chosen", "lengths"):
+            made[name].zero_()
+        made["positions"].fill_(-1)
+        torch.arange(rows, dtype=torch.int32, device=device, out=made["sequences"])
+        made["rates"].copy_(frequencies(config.head_dim, config.rope_theta, device))
+        return cls(**made)
 
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
+    def first(self, rows: int) -> Self:
+        """Return the part of these buffers for ``rows`` sequences."""
+        whole = ("rates", "partials", "parts")
+        return type(self)(**{n: each if n in whole else each[:rows] for n, each in vars(self).items()})
 
-        def integers(*shape: int, value: int) -> Tensor:
-            return torch.full(shape, value, dtype=torch.int32, device=device)
+    @property
+    def room(self) -> sampling.Room:
+        """What choosing the most likely ids writes."""
+        return sampling.Room(self.best, self.best_ids, self.sums, self.totals)
 
-        return cls(
-            ids=integers(rows, value=0),
-            positions=integers(rows, value=-1),
-            tables=integers(rows, max_pages, value=0),
-            residual=torch.zeros(rows, weights.dim, device=device),
-            logits=empty(rows, vocab),
-            chosen=integers(rows, value=0),
-            lengths=integers(rows, value=0),
-            sequences=torch.arange(rows, dtype=torch.int32, device=device),
-            embedded=empty(rows, weights.dim, dtype=dtype),
-            normed=empty(rows, weights.dim, dtype=dtype),
-            rates=frequencies(head_dim, weights.rope_theta, device),
-            angles=empty(rows, head_dim // 2),
-            cos=empty(rows, head_dim // 2),
-            sin=empty(rows, head_dim // 2),
-            partials=empty(partials),
-            queries=empty(rows, heads, head_dim, dtype=dtype),
-            attended=empty(rows, heads, head_dim, dtype=dtype),
-            activated=empty(rows, layer.down.in_features, dtype=dtype),
-            parts=decoding.Parts.allocate(rows, heads, head_dim, weights.kv_heads, device),
-            room=sampling.Room.allocate(rows, vocab, device),
-        )
 
-    def first(self, weights: StepWeights, rows: int) -> Self:
-        """Return the part of these buffers for ``rows`` sequences, with scratch of its own for attention."""
-        device = weights.norm.device
-        parts = decoding.Parts.allocate(rows, weights.heads, weights.head_dim, weights.kv_heads, device)
-        room = sampling.Room(self.room.best[:rows], self.room.ids[:rows])
-        own = {
-            name: value if name in ("rates", "partials") else value[:rows]
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return type(self)(**own, parts=parts, room=room)
+def make(shapes: footprint.Shapes, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Make tensors of given shapes; ``dtype`` is that of the activations."""
+    return {
+        name: torch.empty(shape, dtype=dtype if kind == "half" else getattr(torch, kind), device=device)
+        for name, (shape, kind) in shapes.items()
+    }
 
 
 def run_step(weights: StepWeights, pages: Sequence[LayerPages], buffers: StepBuffers) -> None:
-    """Run one token of each sequence through the decoder and into its pages; fill logits and chosen.
+    """Run one token of each sequence through the decoder and into its pages; fill logits, chosen and told.
 
     pages: each layer's. A row whose position is -1 writes nothing and its results mean nothing.
     """
-    b, rows, eps = buffers, len(buffers.ids), weights.eps
-    splits = weights.splits(rows)
+    b, rows, config = buffers, len(buffers.ids), weights.config
+    eps, splits = config.norm_eps, weights.splits(rows)
+    count = tuning.parts(tuning.device(b.ids.device), rows, config.n_kv_heads)
+    parts = decoding.Parts.within(b.parts, rows, config.n_heads, config.head_dim, count)
 
     def product(x: Tensor, weight: Int4Weight, name: str) -> Tensor:
         shape = (splits[name], rows, weight.out_features)
@@ -220,7 +202,7 @@ def run_step(weights: StepWeights, pages: Sequence[LayerPages], buffers: StepBuf
         norm.add_norm(b.residual, added, layer.input_norm, eps, b.normed)
         qkv = product(b.normed, layer.qkv, "qkv")
         rotary.rotate_and_write(qkv, b.cos, b.sin, b.positions, b.sequences, b.tables, held, b.queries)
-        decoding.attend(b.queries, held, b.tables, b.lengths, b.parts, b.attended)
+        decoding.attend(b.queries, held, b.tables, b.lengths, parts, b.attended)
         added = product(b.attended.view(rows, -1), layer.o, "o")
         norm.add_norm(b.residual, added, layer.post_norm, eps, b.normed)
         activation.silu_mul(product(b.normed, layer.gate_up, "gate_up"), b.activated)
@@ -228,3 +210,4 @@ def run_step(weights: StepWeights, pages: Sequence[LayerPages], buffers: StepBuf
     norm.add_norm(b.residual, added, weights.norm, eps, b.normed)
     int8.head(b.normed, weights.head, weights.head_scales, b.logits)
     sampling.greedy(b.logits, b.room, b.chosen)
+    sampling.tell(b.logits, b.chosen, b.totals, b.told)

@@ -1,13 +1,17 @@
 """Launch shapes by GPU architecture: a table, so that nothing is searched for at a start.
 
-What a shape does to speed is a matter of the architecture; to results it does nothing but reorder sums.
+What a shape does to speed is a matter of the architecture; to results it does nothing but reorder sums. Torch
+and triton are imported when a device is asked for, not before.
 """
 
 import functools
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-import triton
+from pixedge.kernels.cuda.layout import BLOCK_IN, MAX_PARTS, power_of_2
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -91,25 +95,57 @@ INTERPRETED = Device(1, replace(AMPERE, decoding=replace(AMPERE.decoding, parts=
 """Stands in for a GPU where the interpreter runs the kernels on CPU tensors, one program after the other."""
 
 
-def device(of: torch.device) -> Device:
+def device(of: "torch.device") -> Device:
     """Return the facts of a CUDA device, or those of the interpreter for the CPU."""
     if of.type != "cuda":
         return INTERPRETED
+    import torch
+
     return _cuda(torch.cuda.current_device() if of.index is None else of.index)
 
 
 @functools.cache
 def _cuda(index: int) -> Device:
+    import torch
+
     facts = torch.cuda.get_device_properties(index)
-    return Device(facts.multi_processor_count, ARCHITECTURES.get((facts.major, facts.minor), AMPERE))
+    return of_capability(facts.multi_processor_count, (facts.major, facts.minor))
+
+
+def of_capability(multiprocessors: int, capability: tuple[int, int]) -> Device:
+    """Return the facts of a GPU by its number of multiprocessors and its compute capability."""
+    return Device(multiprocessors, ARCHITECTURES.get(capability, AMPERE))
+
+
+def splits(facts: Device, outputs: int, inputs: int, rows: int) -> int:
+    """Return into how many parts a product splits its inputs, so that all multiprocessors have work."""
+    shape = matmul(facts, rows)
+    tiles = -(-outputs // shape.outputs)
+    wanted = facts.multiprocessors * shape.programs
+    # at least two blocks a split, or filling the pipeline takes longer than the work
+    return max(1, min(wanted // tiles, shape.splits, -(-inputs // BLOCK_IN) // 2))
+
+
+def matmul(facts: Device, rows: int) -> Matmul:
+    """Return how a 4-bit product of ``rows`` rows is cut up."""
+    return facts.shapes.int4 if rows <= 8 else facts.shapes.int4_wide
+
+
+def parts(facts: Device, sequences: int, kv_heads: int) -> int:
+    """Return into how many parts a context is cut, a power of two that keeps the device busy."""
+    launch = facts.shapes.decoding
+    wanted = -(-facts.multiprocessors * launch.programs // (sequences * kv_heads))
+    return min(MAX_PARTS, max(launch.parts, power_of_2(wanted)))
 
 
 def interpreted() -> bool:
     """Tell whether kernels run in triton's interpreter, which takes CPU tensors."""
+    import triton
+
     return bool(triton.knobs.runtime.interpret)
 
 
-def check_device(*tensors: torch.Tensor | None) -> None:
+def check_device(*tensors: "torch.Tensor | None") -> None:
     """Assert that all tensors are on one device on which kernels can run."""
     devices = {tensor.device for tensor in tensors if tensor is not None}
     assert len(devices) == 1, f"tensors on {', '.join(sorted(map(str, devices)))}"

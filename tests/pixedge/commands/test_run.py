@@ -223,6 +223,52 @@ def test_a_cut_answer_is_pointed_out_even_when_quiet(ask, model, completion_toke
     assert expected in result.stderr
 
 
+def test_what_the_answer_must_match_arrives(ask, model, tmp_path):
+    schema = tmp_path / "s.json"
+    schema.write_text('\ufeff{"type": "string"}', encoding="utf-8")
+    (tmp_path / "g.lark").write_text('start: "a"')
+    for option, value, kind in [
+        ("--schema", schema, "schema"),
+        ("--regex", "a+", "regex"),
+        ("--grammar", tmp_path / "g.lark", "lark"),
+    ]:
+        assert ask(option, value, "q").exit_code == 0
+        assert model.calls[-1].params.answer_format.kind == kind
+
+
+def test_a_cut_answer_does_not_match_and_says_so(ask, model, tmp_path):
+    model.answer = answer(finish_reason="length", completion_tokens=3)
+    result = ask("--regex", "a+", "--max-tokens", 3, "q")
+    assert "cut after 3 tokens; it does not match the regular expression" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--schema", "none.json"], "--schema none.json cannot be read"),
+        (["--schema", "bad.json"], "the schema is not JSON at line 1"),
+        (["--schema", "latin.json"], "--schema latin.json is not UTF-8 at byte 0"),
+        (["--schema", "not.json"], "the keyword 'not' at #/items"),
+        (["--regex", "("], "regular expression cannot be used: unclosed group"),
+        (["--grammar", "bad.json"], "the grammar cannot be used"),
+        (["--regex", "a", "--schema", "not.json"], "--schema and --regex are given"),
+    ],
+)
+def test_a_format_that_cannot_be_used_is_found_before_anything_is_loaded(
+    ask, model, tmp_path, monkeypatch, arguments, named
+):
+    monkeypatch.chdir(tmp_path)
+    for name, content in [
+        ("bad.json", b"{"),
+        ("latin.json", b"\xff"),
+        ("not.json", b'{"items": {"not": {}}}'),
+    ]:
+        (tmp_path / name).write_bytes(content)
+    result = ask(*arguments, "q")
+    assert result.exit_code == 2 and named in result.stderr and result.stderr.count("\n") == 1
+    assert not model.loads
+
+
 def test_control_characters_are_kept_in_a_file(ask, model):
     model.pieces = ["a\x1b[31mb\r\n"]
     assert ask("hello").stdout_bytes == b"a\x1b[31mb\r\n\n"

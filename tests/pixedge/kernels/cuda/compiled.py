@@ -130,9 +130,10 @@ def launch_all(compiler: Compiler) -> None:
     sampling.greedy(logits, room, chosen)
     numbers = meta(16)
     draws = sampling.Draws(numbers, meta(16, dtype=torch.int32), numbers, numbers, numbers)
-    for ordered in (False, True):
-        compiler.label = "16 rows, sorted" if ordered else "16 rows"
-        sampling.draw(logits, draws, room, chosen, ordered=ordered)
+    sampling.tell(logits, chosen, room.totals, meta(16, 2, dtype=torch.int32))
+    for room in (None, sampling.Sorted.allocate(16, 131072, META)):
+        compiler.label = "16 rows" if room is None else "16 rows, sorted"
+        sampling.draw(logits, draws, chosen, chosen, room)
     for dtype in (torch.bfloat16, torch.float16):
         for rows in (1, 8, 16):
             for group, zeros in ((128, False), (32, True)) if rows == 1 else ((128, False),):

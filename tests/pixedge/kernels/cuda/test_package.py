@@ -99,4 +99,12 @@ def test_the_timings_run() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")
     out = run_python("-W", "ignore", str(HERE / "timed.py"), "--tiny")
     kernels = {json.loads(line).get("kernel") for line in out.splitlines()}
-    assert {"few_rows", "unpack", "head", "draw", "attend", "add_norm", "rotate_and_write"} <= kernels
+    assert {
+        "few_rows",
+        "unpack",
+        "head",
+        "sort and draw",
+        "attend",
+        "add_norm",
+        "rotate_and_write",
+    } <= kernels

@@ -19,6 +19,16 @@ def random_logits(rows: int, vocab: int, seed: int, spread: float = 3.0) -> Tens
     return (spread * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))).to(DEVICE)
 
 
+def draw(logits: Tensor, draws: sampling.Draws, *, ordered: bool) -> list[int]:
+    rows, vocab = logits.shape
+    likely, out = (torch.full((rows,), -7, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    sampling.greedy(logits, sampling.Room.allocate(rows, vocab, DEVICE), likely)
+    room = sampling.Sorted.allocate(rows, vocab, DEVICE) if ordered else None
+    if room is not None:
+        room.sort(logits, range(rows))
+    return sampling.draw(logits, draws, likely, out, room).tolist()
+
+
 def choose_greedily(logits: Tensor) -> list[int]:
     out = torch.full((len(logits),), -7, dtype=torch.int32, device=DEVICE)
     return sampling.greedy(logits, sampling.Room.allocate(*logits.shape, DEVICE), out).tolist()
@@ -86,10 +96,7 @@ def test_one_number_gives_the_samplers_token(params: SamplingParams, vocab: int,
     draws = make_draws([params], [uniform])
     expected = Sampler(params).sample(logits[0]).id
     assert expected in around(logits, draws)
-    out = torch.full((1,), -7, dtype=torch.int32, device=DEVICE)
-    room = sampling.Room.allocate(1, vocab, DEVICE)
-    ordered = params.top_k > 0 or params.top_p < 1.0
-    found = int(sampling.draw(logits, draws, room, out, ordered=ordered)[0])
+    (found,) = draw(logits, draws, ordered=params.top_k > 0 or params.top_p < 1.0)
     near = around(logits, draws)
     assert found in near
     assert found == expected or len(near) > 1
@@ -102,15 +109,14 @@ def test_rows_are_drawn_each_by_its_own_rules() -> None:
         SamplingParams(temperature=0.7, top_k=3),
         SamplingParams(temperature=1.0, top_p=0.8),
         SamplingParams(temperature=1.0),
+        SamplingParams(),
     ]
-    logits = random_logits(4, 500, 4)
+    logits = random_logits(5, 500, 4)
     logits[3, 17] = torch.nan
-    draws = make_draws(params, [0.999, 0.4, 0.1, 0.5])
-    out = torch.empty(4, dtype=torch.int32, device=DEVICE)
-    room = sampling.Room.allocate(4, 500, DEVICE)
-    found = sampling.draw(logits, draws, room, out, ordered=True).tolist()
+    draws = make_draws(params, [0.999, 0.4, 0.1, 0.5, 0.999])
+    found = draw(logits, draws, ordered=True)
     assert found == sampling.draw_reference(logits, draws).tolist()
-    assert found[3] == sampling.NOT_FINITE
+    assert found[3] == sampling.NOT_FINITE and found[4] == int(logits[4].argmax())
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -118,7 +124,19 @@ def test_draws_follow_the_distribution() -> None:
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]], device=DEVICE)).repeat(40, 1)
     uniforms = [(index + 0.5) / 40 for index in range(40)]
     draws = make_draws([SamplingParams(temperature=1.0)] * 40, uniforms)
-    out = torch.empty(40, dtype=torch.int32, device=DEVICE)
-    room = sampling.Room.allocate(40, 4, DEVICE)
-    found = sampling.draw(logits, draws, room, out, ordered=False)
+    found = torch.tensor(draw(logits, draws, ordered=False))
     assert torch.bincount(found).tolist() == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("vocab", [1, 90, 4096, 9000])
+def test_an_id_is_told_with_its_log_probability(vocab: int) -> None:
+    logits = random_logits(3, vocab, 8, spread=20.0)
+    room, ids = sampling.Room.allocate(3, vocab, DEVICE), torch.zeros(3, dtype=torch.int32, device=DEVICE)
+    sampling.greedy(logits, room, ids)
+    told = torch.zeros(3, 2, dtype=torch.int32, device=DEVICE)
+    for chosen in (ids, torch.tensor([0, vocab - 1, vocab // 2], dtype=torch.int32, device=DEVICE)):
+        sampling.tell(logits, chosen, room.totals, told)
+        assert torch.equal(told[:, 0], chosen)
+        expected = torch.log_softmax(logits, -1).gather(1, chosen[:, None].long())[:, 0]
+        found = told[:, 1].contiguous().view(torch.float32)
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-5)

@@ -204,12 +204,14 @@ def test_chunks_and_steps_go_on_from_each_other(
     pages, tables = make_pages(2, dtype, eight), scattered_tables(2)
     g = torch.Generator().manual_seed(2)
     texts = [torch.randint(0, CONFIG.vocab_size, (n,), generator=g).tolist() for n in (19, 8)]
-    buffers = chunk.ChunkBuffers.allocate(weights, 24)
+    buffers = chunk.ChunkBuffers.allocate(weights, 24, 2, MAX_PAGES)
+    places = chunk.ChunkPlaces(buffers, 2, MAX_PAGES)
     for starts, counts in (([0, 0], [10, 5]), ([10, 5], [8, 2])):
-        layout = chunk.ChunkLayout.lay_out(tables, ints(starts), ints(counts), DEVICE)
+        layout = places.lay_out(tables.numpy(), list(zip(starts, counts, strict=True)))
         ids = [text[start : start + count] for text, start, count in zip(texts, starts, counts, strict=True)]
-        x = model.embeddings[torch.tensor([*ids[0], *ids[1]], device=DEVICE)]
-        hidden = chunk.run_chunk(weights, pages, buffers, x, layout)
+        tokens = torch.tensor([*ids[0], *ids[1]], device=DEVICE)
+        buffers.embedded[: len(tokens)] = model.embeddings[tokens]
+        hidden = chunk.run_chunk(weights, pages, buffers, layout)
         ends = torch.tensor(counts, device=DEVICE).cumsum(0) - 1
         logits = int8.head(hidden[ends], weights.head, weights.head_scales)
         for row, (text, start, count) in enumerate(zip(texts, starts, counts, strict=True)):

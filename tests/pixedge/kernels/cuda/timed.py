@@ -158,8 +158,14 @@ def time_head(bench: Bench, shape: Shape) -> None:
         bench.report("greedy", [partial(sampling.greedy, logits, room, chosen)], logits.nbytes, rows=rows)
         numbers, top_k = torch.full((rows,), 0.9, device=bench.device), chosen.clone()
         draws = sampling.Draws(numbers, top_k, numbers, torch.zeros_like(numbers), numbers)
-        calls = [partial(sampling.draw, logits, draws, room, chosen, ordered=True)]
-        bench.report("draw", calls, logits.nbytes, captured=False, rows=rows)  # the sort allocates
+        drawn, ordered = torch.zeros_like(chosen), sampling.Sorted.allocate(rows, shape.vocab, bench.device)
+
+        def sort_and_draw(logits=logits, draws=draws, chosen=chosen, drawn=drawn, ordered=ordered) -> None:
+            ordered.sort(logits, range(len(logits)))
+            sampling.draw(logits, draws, chosen, drawn, ordered)
+
+        # the sort takes scratch of its own
+        bench.report("sort and draw", [sort_and_draw], logits.nbytes, captured=False, rows=rows)
 
 
 def time_attention(bench: Bench, shape: Shape) -> None:

@@ -1,4 +1,4 @@
-"""The machine that an export ran on, for people who compare times."""
+"""The machine that something ran on, for people who compare times."""
 
 import os
 import platform

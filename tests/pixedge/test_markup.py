@@ -1,6 +1,6 @@
 """Elements: what is escaped, what is not."""
 
-from pixedge_export.markup import Markup, element, join
+from pixedge.markup import Markup, element, join
 
 
 def test_text_and_attributes_are_escaped_and_markup_is_not() -> None:

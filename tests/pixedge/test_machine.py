@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import pixedge
-from pixedge_export import machine
-from pixedge_export.machine import describe_machine
+from pixedge import machine
+from pixedge.machine import describe_machine
 
 
 def test_without_a_gpu() -> None:

@@ -1,0 +1,44 @@
+"""The encoder on a GPU: ONNX Runtime's session, or torch in its place where it has no CUDA provider."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixedge.config import ModelConfig
+from pixedge.plan import Plan
+from pixedge_export.encoder import VisionEncoder, encode
+
+
+class TorchEncoder:
+    """Stands in for the ONNX session: the same encoder in torch, float16, random weights."""
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        """Make it."""
+        torch.manual_seed(0)
+        self.device = device
+        self.encoder = VisionEncoder(config).to(device, torch.float16).requires_grad_(False)
+
+    def encode(self, pixels: np.ndarray) -> Tensor:
+        """Map pixels float32 [3, H, W] to embeddings [patches, dim]."""
+        return encode(self.encoder, torch.from_numpy(pixels).to(self.device, torch.float16))
+
+
+def open_encoder(config: ModelConfig, plan: Plan, device: torch.device, folder: Path) -> tuple[Any, str]:
+    """Open the ONNX session on the device, or torch's encoder with the reason why."""
+    try:
+        import onnxruntime
+
+        if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ImportError(f"ONNX Runtime {onnxruntime.__version__} here has no CUDA provider")
+        from pixedge.vision import VisionSession
+        from vision import write_encoder
+
+        write_encoder(folder, config)
+        session = VisionSession(folder, config, device, None, plan.arena)
+    except Exception as error:  # whatever is missing, the decoder's figures are worth having
+        reason = str(error).splitlines()[0]
+        return TorchEncoder(config, device), f"torch stands in for ONNX Runtime: {reason}"
+    return session, "ONNX Runtime"

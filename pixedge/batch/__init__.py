@@ -1,0 +1,1 @@
+"""``pixedge batch``: many questions to one model, each answer a line of JSON."""

@@ -1,0 +1,23 @@
+"""What is said when memory runs out, whoever noticed: the one place where such errors become sentences."""
+
+import sys
+
+from pixedge.errors import CapacityError
+
+# What an allocation that failed says in torch on the CPU, and in ONNX Runtime: their exceptions have no type
+# of their own for it.
+_WORDS = ("DefaultCPUAllocator: can't allocate memory", "Failed to allocate memory")
+_LESS = (
+    "use a smaller --context, --max-image-size or --vram-limit, fewer pictures or --device cpu, or close "
+    "other programs"
+)
+
+
+def out_of_memory(error: BaseException) -> CapacityError | None:
+    """Return the sentence for an allocation that failed; None for an error of any other kind."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
+        return CapacityError(f"the GPU's memory is full; {_LESS}")
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS):
+        return CapacityError(f"the memory is full; {_LESS}")
+    return None
