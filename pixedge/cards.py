@@ -30,6 +30,19 @@ ASSUMED = {"decode": 0.6, "prefill": 0.5, "encode": 0.4}
 """Shares of the limits that predictions for a card assume."""
 
 
+CPU_REFERENCE = Machine(
+    "a 2-core Xeon with AMX",
+    bandwidth=30.0e9,
+    operations=2.34e12,
+    decode=((1, 0.90), (2, 0.72), (4, 0.67), (8, 0.545), (16, 0.40)),
+    prefill=0.76,
+    encode=0.725,
+    measured=True,
+    attention=0.38,
+)
+"""The machine of docs/performance.md, with the shares of its limits that were measured there."""
+
+
 def find_card(name: str) -> tuple[Machine, int]:
     """Return a card's limits and its bytes of memory; UsageError lists the cards where none is meant.
 
@@ -39,12 +52,13 @@ def find_card(name: str) -> tuple[Machine, int]:
     24
     """
     wanted = _plain(name)
-    matches = [card for card in _CARDS if _plain(card) == wanted] or [
-        card for card in _CARDS if _plain(card).startswith(wanted) and wanted[-1:].isdigit()
-    ]
+    matches = [card for card in _CARDS if _plain(card) == wanted]
+    if not matches and len(wanted) >= 4:
+        matches = [card for card in _CARDS if wanted in _plain(card)]
     if len(matches) != 1:
         raise UsageError(
-            f"the card {name!r:.60} is not known; give --bandwidth, or one of {', '.join(CARDS)}"
+            f"{name!r:.60} is {'more than one card' if matches else 'no card that is known'}; give "
+            f"--bandwidth and --tflops, or one of {', '.join(matches or CARDS)}"
         )
     gibibytes, bandwidth, products = _CARDS[matches[0]]
     return card_machine(matches[0], bandwidth * 1e9, products * 1e12), gibibytes << 30

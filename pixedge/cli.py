@@ -13,9 +13,11 @@ import click
 
 from pixedge.commands.batch import batch
 from pixedge.commands.chat import chat
+from pixedge.commands.count import count
 from pixedge.commands.doctor import doctor
 from pixedge.commands.export import export
 from pixedge.commands.import_ import import_
+from pixedge.commands.plan import plan
 from pixedge.commands.profile import profile
 from pixedge.commands.pull import pull
 from pixedge.commands.report import report
@@ -139,6 +141,8 @@ main.add_command(run)
 main.add_command(batch)
 main.add_command(chat)
 main.add_command(serve)
+main.add_command(plan)
+main.add_command(count)
 main.add_command(export)
 main.add_command(verify)
 main.add_command(doctor)

@@ -7,8 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pixedge.config import DecoderConfig
 from pixedge.errors import CapacityError
@@ -17,15 +16,18 @@ from pixedge.plan import Plan
 from pixedge.scratch import CUDA_CONTEXT
 from pixedge.stored_weights import token_bytes
 
+if TYPE_CHECKING:
+    import torch
+
 SPARE_BYTES = 2 << 30
 """Left free beside the cache: a chunk's activations, logits, the largest picture's encoding."""
 
 
 def plan_cache(
     config: DecoderConfig,
-    dtype: torch.dtype,
+    dtype: "torch.dtype",
     bits: int,
-    device: torch.device,
+    device: "torch.device",
     tokens: int | None,
     limit: int | None = None,
 ) -> int:
@@ -53,43 +55,71 @@ def plan_cache(
     )
 
 
-def usable_memory(device: torch.device) -> int | None:
+def usable_memory(device: "torch.device") -> int | None:
     """Return the bytes of ``device`` that a model may take where nobody says: what is free, less a margin.
 
     What the process holds already counts as usable, for a plan counts it too. The margin is an eighth of what
     is free, 2 GiB at most, for other programs: 512 MiB at most on a GPU. None where it cannot be told.
     """
-    free = free_memory(device)
-    if free is None:
-        return None
     if device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
         free += min(CUDA_CONTEXT, torch.cuda.mem_get_info(device)[1] - free)  # of which some is ours by now
         return free - min(free // 8, 512 << 20)
-    return free + held_memory(device) - min(free // 8, 2 << 30)
+    return usable_ram()
 
 
-def enforce(plan: Plan, device: torch.device) -> None:
+def usable_ram() -> int | None:
+    """Return what ``usable_memory`` does for a CPU."""
+    free = free_ram()
+    return None if free is None else free + held_ram() - min(free // 8, 2 << 30)
+
+
+def enforce(plan: Plan, device: "torch.device") -> None:
     """Let torch take no more of a CUDA device than the limit leaves to it beside CUDA and ONNX Runtime.
 
     A CPU's memory has no such lock: there the plan alone keeps what is taken below its limit.
     """
-    if device.type == "cuda" and plan.torch_limit is not None:
+    if plan.torch_limit is not None:
+        limit_memory(device, plan.torch_limit)
+
+
+def limit_memory(device: "torch.device", limit: int) -> None:
+    """Let torch take no more than ``limit`` bytes of a CUDA device; nothing is done on a CPU."""
+    if device.type == "cuda":
+        import torch
+
         total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.torch_limit / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
 
 
-def held_memory(device: torch.device) -> int:
+def held_memory(device: "torch.device") -> int:
     """Return the bytes of ``device`` that this process holds: RAM in use, or what torch took of a GPU."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.memory_reserved(device))
+    return held_ram()
+
+
+def held_ram() -> int:
+    """Return the bytes of RAM that this process has in use; 0 where the system does not tell."""
     found = re.search(r"^VmRSS:\s+(\d+) kB", _read(Path("/proc/self/status")), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 
-def free_memory(device: torch.device) -> int | None:
+def free_memory(device: "torch.device") -> int | None:
     """Return the bytes that can be taken on ``device`` without swapping; None where it cannot be told."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
+    return free_ram()
+
+
+def free_ram() -> int | None:
+    """Return the bytes of RAM that can be taken without swapping; None where it cannot be told."""
     if sys.platform == "linux":
         return _free_linux()
     try:

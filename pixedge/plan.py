@@ -146,6 +146,11 @@ class Plan:
         return None if self.limit is None else self.limit - self.total
 
     @property
+    def layout(self) -> Layout:
+        """How the 4-bit linears lie in memory."""
+        return self.setup.layout or _usual_layout(self.setup)
+
+    @property
     def fits(self) -> bool:
         """Whether the limit holds it all."""
         return self.left is None or self.left >= 0

@@ -33,7 +33,8 @@ class Machine:
     bandwidth: bytes read per second. operations: of a 16-bit product per second, a multiplication and an
     addition being two. decode, prefill, encode: the share of the limit that is reached, 0 to 1; decode by
     answers at a time, for which the nearest smaller number counts. measured: whether the shares were measured
-    on such a machine, or are assumed.
+    on such a machine, or are assumed. attention: share of the bandwidth at which a decoding step reads keys
+    and values of its context; None is what it reaches with the weights.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Machine:
     prefill: float
     encode: float
     measured: bool
+    attention: float | None = None
 
     def decode_share(self, batch: int) -> float:
         """Return the share of the limit that a decoding step of ``batch`` answers reaches."""
@@ -181,8 +183,14 @@ def predict(
     context: tokens behind which the rate of decoding is told. The other arguments are ``decode_step``'s.
     """
     types = {"kv_bits": kv_bits, "group_size": group_size, "itemsize": itemsize}
-    step = decode_step(config.decoder, batch=batch, context=context, layout=layout, **types)
-    decode = _estimate([step], machine, machine.decode_share(batch))
+    whole, short = (
+        decode_step(config.decoder, batch=batch, context=held, layout=layout, **types)
+        for held in (context, 0)
+    )
+    behind = Stage(whole.bytes - short.bytes, whole.operations - short.operations)
+    share = machine.decode_share(batch)
+    seconds = short.limit(machine) / share + behind.limit(machine) / (machine.attention or share)
+    decode = Estimate(whole.limit(machine), seconds, whole.binding(machine))
     prefill = _estimate(
         prefill_chunks(config.decoder, prompt, layout=layout, **types), machine, machine.prefill
     )

@@ -91,6 +91,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options
 
 
+MODEL = click.option("--model", metavar="DIR", help="Exported folder [$PIXEDGE_MODEL, else the last export].")
 KV_CACHE = click.option(
     "--kv-cache",
     "--kv",
@@ -109,7 +110,7 @@ VRAM_LIMIT = click.option(
     help="Most memory of the device, 24GiB [what is free].",
 )
 _OPTIONS = (
-    click.option("--model", metavar="DIR", help="Exported folder [$PIXEDGE_MODEL, else the last export]."),
+    MODEL,
     click.option(
         "--max-image-size",
         type=int,

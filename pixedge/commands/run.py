@@ -9,14 +9,12 @@ import click
 from pixedge.commands import answer_figures, option_values
 from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import check_sources, longest_side, read_pictures
+from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
-from pixedge.commands.standard_input import piped_input
 from pixedge.errors import UsageError
 from pixedge.terminal import note, progress, say
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from pixedge.model import Answer, Model
     from pixedge.sampling import SamplingParams
 
@@ -71,9 +69,9 @@ def run(
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs is reported in JSON only; add --json")
     check_sources(images, allow_url)
-    question = _read_question(question, stdin_taken="-" in images)
+    question = read_question(question, stdin_taken="-" in images)
     if system is not None:
-        _check_text("--system", system)
+        check_text("--system", system)
     folder = options.find(quiet)
     params = sampling.params(logprobs=logprobs)
     cap = options.max_image_size
@@ -81,7 +79,7 @@ def run(
 
     with progress(quiet=quiet) as report:
         loaded = options.load(folder, report)
-    messages = _messages(question, system, pictures)
+    messages = conversation(question, system, pictures)
     answer = _answer(loaded, messages, params, options.max_image_size, silent=as_json)
     if as_json:
         result = answer_figures.record(answer, loaded, folder, decode_seconds, time.perf_counter() - start)
@@ -92,38 +90,6 @@ def run(
         note(answer_figures.cut(answer, params))
     if not quiet:
         note(answer_figures.figures(answer, loaded, len(pictures)))
-
-
-def _read_question(question: str | None, stdin_taken: bool) -> str:
-    """Give the argument, or what is piped in without its last line end."""
-    if question is None:
-        if stdin_taken:
-            raise UsageError("--image - takes standard input; give the question as an argument")
-        stdin = piped_input()
-        if stdin is None:
-            raise UsageError("the question is missing; give it in quotes at the end, or pipe it in")
-        try:
-            question = stdin.read().decode("utf-8-sig").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"the question piped in is not UTF-8 at byte {error.start}; convert it"
-            ) from None
-    _check_text("the question", question)
-    return question
-
-
-def _check_text(name: str, text: str) -> None:
-    if not text.strip():
-        raise UsageError(f"{name} is empty; give it some text")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise UsageError(f"{name} is not valid text in the terminal's encoding; write it in UTF-8")
-
-
-def _messages(question: str, system: str | None, pictures: list["Image.Image"]) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-    content.append({"type": "text", "text": question})
-    turn = {"role": "user", "content": content}
-    return [turn] if system is None else [{"role": "system", "content": system}, turn]
 
 
 def _answer(

@@ -17,7 +17,7 @@ from pixedge.kernels.attention import PAGE
 from pixedge.model import Model
 from pixedge.request import Request
 from pixedge.sampling import Sampler, SamplingParams
-from pixedge.tokenizer import Prompt
+from pixedge.prompt import Prompt
 
 
 class Trials:

@@ -382,4 +382,4 @@ def test_formats_of_strangers_take_bounded_time_and_memory(name):
     except PixedgeError as refusal:
         assert "\n" not in str(refusal) and len(str(refusal)) < 300
     assert time.perf_counter() - start < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000  # kB

@@ -65,14 +65,14 @@ def test_many_answers_go_in_the_same_steps(trials, monkeypatch):
     assert [count for prefilling, count in steps if not prefilling][-9:] == [5] * 9
 
 
-@pytest.mark.parametrize("depth", [0, 1, 15, 64, 200, 700])
-@pytest.mark.parametrize("batch", [1, 2, 3, 16, 17])
+@pytest.mark.parametrize("depth", [0, 15, 200, 700])
+@pytest.mark.parametrize("batch", [1, 3, 16, 17])
 def test_what_is_said_to_fit_runs_to_its_end(trials, depth, batch):
-    longest = next((tokens for tokens in (900, 300, 40, 3) if trials.fits(depth, batch, tokens)), None)
+    longest = next((tokens for tokens in range(48, 0, -1) if trials.fits(depth, batch, tokens)), None)
     if batch == 17 or depth * batch > 1024:
         assert longest is None
     if longest is not None:
-        trials.decode(trials.texts(depth, batch), min(longest, 40) if longest == 900 else longest)
+        trials.decode(trials.texts(depth, batch), longest)
     check_books(trials.engine)
 
 
@@ -144,7 +144,7 @@ def test_a_question_that_fails_frees_the_others(trials, monkeypatch):
 
     monkeypatch.setattr(trials.engine.runner.pictures, "encode", broken)
     with pytest.raises(CapacityError, match="no memory for the picture"):
-        ask(trials, Asking((drawn_jpeg(40, 40),), 5), Recorder(), 3, 3)
+        ask(trials, Asking((drawn_jpeg(56, 40),), 5), Recorder(), 3, 3)  # a picture of no other test
     check_books(trials.engine)
     assert trials.engine.stop_ids
 
