@@ -138,7 +138,7 @@ def test_a_fault_of_the_engine_ends_with_its_request(model, monkeypatch):
         with client.stream("POST", CHAT, json=ask(max_tokens=400, stream=True)) as response:
             lines = response.iter_lines()
             next(lines)
-            monkeypatch.setattr(model.engine.runner, "logits", None)
+            monkeypatch.setattr(model.engine.runner, "outcomes", None)
             *_, last = [line for line in lines if line]
         monkeypatch.undo()
         assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
