@@ -73,19 +73,23 @@ class AnswerFile:
         return {id for id in self._lines if id in digests}
 
     def append(self, id: str, digest: str, failed: bool, answer: dict[str, Any]) -> None:
-        """Write an answer, digest included; raises OSError, and then the file is as it was before."""
+        """Write an answer, digest included.
+
+        Raises PixedgeError where the disk does not take it, and then the file is as it was before.
+        """
         data = json.dumps(answer | {"pixedge": {SETTINGS: digest}}, ensure_ascii=True).encode() + b"\n"
         offset = os.lseek(self._file, 0, os.SEEK_END) if self._regular else 0
-        written = os.write(self._file, data)
-        if written < len(data):
-            # Disks that fill up take a part; a second try tells the reason.
-            try:
-                while written < len(data):
-                    written += os.write(self._file, data[written:])
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file, offset)
-                raise
+        try:
+            written = os.write(self._file, data)
+            while written < len(data):  # disks that fill up take a part; a second try tells the reason
+                written += os.write(self._file, data[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, offset)
+            raise PixedgeError(
+                f"{self.path} cannot be written ({error.strerror}); make room, and give the same command "
+                "again: it goes on from here"
+            ) from error
         self._lines[id] = Line(offset, len(data), id, digest, failed)
 
     def put_in_order(self, ids: Iterable[str]) -> None:

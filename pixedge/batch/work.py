@@ -70,8 +70,8 @@ def answer_all(
     """Answer the items of inputs whose indices todo holds, and append a line for each as it is finished.
 
     An item that cannot be asked or answered becomes a line with its error. report is told after every line.
-    Whatever ends this early, Ctrl-C for one, loses what is under way and nothing else. Raises OSError when
-    the file cannot be written.
+    Whatever ends this early, Ctrl-C for one, loses what is under way and nothing else. Raises
+    PixedgeError when the file cannot be written.
     """
     tally = Tally()
     running: list[_Running] = []

@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(PixedgeError, match=r"a.jsonl cannot be written \(No space left on device\)"):
             file.append("b", "d", False, line("b"))
         monkeypatch.undo()
         file.append("c", "d", False, line("c"))
