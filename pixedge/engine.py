@@ -25,7 +25,7 @@ from pixedge.errors import CapacityError, PixedgeError
 from pixedge.kernels.attention import PAGE
 from pixedge.kv_cache import PagePool
 from pixedge.memory import plan_cache
-from pixedge.out_of_memory import out_of_memory
+from pixedge.out_of_memory import out_of_memory, told
 from pixedge.paged_cache import PagedCache
 from pixedge.pictures import PictureCache, Vision
 from pixedge.prompt import Prompt
@@ -300,6 +300,7 @@ class Engine:
 
     # Without an answer
 
+    @told()
     @torch.inference_mode()
     def score(self, prompt: Prompt) -> Tensor:
         """Return the log-probability of each of the prompt's tokens but the first, float32 [tokens - 1].

@@ -18,7 +18,12 @@ from pixedge.kernels.cpu.products import Int4Cpu
 from pixedge.kernels.cuda import available
 from pixedge.memory import enforce, usable_memory
 from pixedge.model import Model
+<<<<<<< HEAD
 from pixedge.plan import Plan, Setup
+=======
+from pixedge.out_of_memory import told
+from pixedge.plan import Setup
+>>>>>>> part-m
 from pixedge.stored_weights import Layout
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import VisionSession, vision_form
@@ -27,6 +32,7 @@ KV_BITS: dict[str, Literal[8, 16] | None] = {"auto": None, "16bit": 16, "8bit": 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@told()
 def load(
     path: str | Path,
     *,
@@ -52,7 +58,7 @@ def load(
     max_requests: answers under way at a time. vram_limit: most memory of ``device`` to take, bytes or text
     such as "24GiB"; by default what is free. progress(phase, done, total) reports loading.
     Raises UsageError for an argument, ArtifactError or CheckpointError for a folder that is incomplete or
-    altered, CapacityError for a cache that memory cannot hold, and PixedgeError when the vision session
+    altered, CapacityError for what memory cannot hold, and PixedgeError when the vision session
     cannot start on its device.
     """
     start = time.perf_counter()

@@ -1,6 +1,8 @@
 """What is said when memory runs out, whoever noticed: the one place where such errors become sentences."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 from pixedge.errors import CapacityError
 
@@ -21,3 +23,15 @@ def out_of_memory(error: BaseException) -> CapacityError | None:
     if isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS):
         return CapacityError(f"the memory is full; {_LESS}")
     return None
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Turn an allocation that fails inside into its sentence; other errors pass as they are."""
+    try:
+        yield
+    except Exception as error:
+        full = out_of_memory(error)
+        if full is None:
+            raise
+        raise full from error

@@ -14,7 +14,7 @@ from pixedge.artifact import FORMAT_VERSION, INDEX, MANIFEST
 from pixedge.config import ModelConfig
 from pixedge.tensor_shapes import exported_shapes
 from pixedge_export.safetensors_writer import TensorSpec, stream_tensors
-from pixedge_export.synthetic import _write_tokenizer
+from pixedge_export.synthetic import write_tokenizer
 from pixedge_export.vision import export_vision
 
 GROUP = 128
@@ -38,7 +38,7 @@ def random_artifact(folder: Path, config: ModelConfig) -> Path:
         weight_map |= dict.fromkeys(names, file)
     export_vision(config, folder, weight_map["vision_tower.ln_pre.weight"])
     (folder / "params.json").write_text(json.dumps(config.to_params()))
-    _write_tokenizer(folder / "tekken.json", config)
+    write_tokenizer(folder / "tekken.json", config)
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": "0" * 64} for file in sorted(folder.iterdir())

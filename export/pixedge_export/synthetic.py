@@ -17,7 +17,8 @@ import mistral_common
 import torch
 from torch import Tensor
 
-from pixedge.config import HF_FILE, PARAMS_FILE, DecoderConfig, ModelConfig, VisionConfig
+from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
+from pixedge.known_shapes import PIXTRAL_12B as PIXTRAL_12B
 from pixedge.tensor_shapes import expected_shapes
 from pixedge_export.canonical import rotary_heads, to_interleaved, to_mistral_name
 from pixedge_export.checkpoint import Layout
@@ -25,34 +26,6 @@ from pixedge_export.safetensors_writer import TensorSpec, stream_tensors
 from pixedge_export.tekken import cut_tekken
 from pixedge_export.writer import write_json
 
-PIXTRAL_12B = ModelConfig(
-    decoder=DecoderConfig(
-        dim=5120,
-        n_layers=40,
-        n_heads=32,
-        n_kv_heads=8,
-        head_dim=128,
-        ffn_dim=14336,
-        vocab_size=131072,
-        norm_eps=1e-5,
-        rope_theta=1e9,
-        context=131072,
-    ),
-    vision=VisionConfig(
-        dim=1024,
-        n_layers=24,
-        n_heads=16,
-        ffn_dim=4096,
-        n_channels=3,
-        patch_size=16,
-        image_size=1024,
-        rope_theta=1e4,
-        norm_eps=1e-5,
-        image_token_id=10,
-        image_break_token_id=12,
-        image_end_token_id=13,
-    ),
-)
 SHAPES = {"pixtral-12b": PIXTRAL_12B}
 OUTLIER_SHARE = 1 / 256
 OUTLIER_FACTOR = 8.0

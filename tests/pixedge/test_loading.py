@@ -137,6 +137,36 @@ def test_a_smaller_cache_where_the_limit_is_small(folder: Path) -> None:
     assert 0 < model.engine.cache.tokens < whole.engine.cache.tokens
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+            "the GPU's memory is full; use a ",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the memory is full; use a "),
+        (MemoryError("no memory for a product of a prompt"), "the memory is full; use a "),
+    ],
+)
+def test_memory_that_runs_out_is_a_sentence(
+    folder: Path, error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While loading, and in a step: the requests of the step end with it, and the engine goes on."""
+    model = pixedge.load(folder, device="cpu")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pixedge.loading.load_any_decoder", fail)
+        with pytest.raises(CapacityError, match=sentence):
+            pixedge.load(folder, device="cpu")
+        patched.setattr(model.engine.runner, "outcomes", fail)
+        with pytest.raises(CapacityError, match=sentence):
+            model.generate(QUESTION, pixedge.SamplingParams(max_tokens=3))
+    assert model.generate(QUESTION, pixedge.SamplingParams(max_tokens=3)).completion_tokens
+
+
 def test_threads(folder: Path) -> None:
     pixedge.load(folder, device="cpu", threads=1)
     assert torch.get_num_threads() == 1
