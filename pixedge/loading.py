@@ -18,12 +18,8 @@ from pixedge.kernels.cpu.products import Int4Cpu
 from pixedge.kernels.cuda import available
 from pixedge.memory import enforce, usable_memory
 from pixedge.model import Model
-<<<<<<< HEAD
-from pixedge.plan import Plan, Setup
-=======
 from pixedge.out_of_memory import told
-from pixedge.plan import Setup
->>>>>>> part-m
+from pixedge.plan import Plan, Setup
 from pixedge.stored_weights import Layout
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import VisionSession, vision_form
