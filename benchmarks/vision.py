@@ -33,10 +33,10 @@ from torch.nn import functional
 from pixedge.config import ModelConfig
 from pixedge.kernels.cpu.compiled import variant
 from pixedge.kernels.vision import fast
+from pixedge.known_shapes import PIXTRAL_12B
 from pixedge.rope import rotary_2d
 from pixedge.section import read_json
 from pixedge.vision import FUSED_GRAPH, VisionSession
-from pixedge_export.synthetic import PIXTRAL_12B
 from pixedge_export.synthetic_encoder import SHARD, write_encoder
 
 CPU = torch.device("cpu")

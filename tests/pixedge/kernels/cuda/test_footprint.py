@@ -89,7 +89,7 @@ def test_weights(kind: str, on_device: bool) -> None:
 
 def test_the_numbers_of_pixtral_12b() -> None:
     """Reckoned by hand once: 40 layers of 272.6 million weights at 4.125 bits, a head of a byte a weight."""
-    from pixedge_export.synthetic import PIXTRAL_12B
+    from pixedge.known_shapes import PIXTRAL_12B
 
     config = PIXTRAL_12B.decoder
     linears = 40 * (5120 * (4096 + 2 * 1024) + 4096 * 5120 + 3 * 5120 * 14336) * 4.125 / 8
