@@ -67,7 +67,10 @@ class AnswerFormat:
             _refuse_control_tokens(self.text)
         from llguidance import LLMatcher
 
-        fault = LLMatcher.validate_grammar(self.compiled)
+        try:
+            fault = LLMatcher.validate_grammar(self.compiled)
+        except ValueError as error:  # half a surrogate, which JSON of Python's may hold and no text can
+            raise UsageError(f"the {self.noun} cannot be read: {error}") from None
         if fault and not fault.startswith("WARNING"):
             raise UsageError(f"the {self.noun} cannot be used: {_first_cause(fault)}")
 

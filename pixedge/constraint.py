@@ -37,9 +37,13 @@ class Vocabulary:
         """
         from llguidance import LLMatcher, LLParserLimits
 
-        # Bounds on what one answer takes, for formats that strangers send: about 0.1 s and 50 MB a token.
+        # For formats that strangers send: none of those tried took an answer more than 50 MB and a second.
         limits = LLParserLimits(
-            step_lexer_fuel=100_000, max_lexer_states=25_000, max_grammar_size=100_000, verbose_errors=False
+            initial_lexer_fuel=200_000,
+            step_lexer_fuel=100_000,
+            max_lexer_states=25_000,
+            max_grammar_size=100_000,
+            verbose_errors=False,
         )
         matcher = LLMatcher(self._tokenizer(), answer_format.compiled, log_level=0, limits=limits)
         usable = np.packbits(self._usable(), bitorder="little")

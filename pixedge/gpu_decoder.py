@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pixedge.artifact import Artifact, Progress
 from pixedge.config import DecoderConfig
+from pixedge.kernels.cuda import tuning
 from pixedge.kernels.cuda.int4_weight import UnsuitedWeightError
 from pixedge.kernels.cuda.norm import MAX_COLUMNS
 from pixedge.kernels.cuda.staging import Staging
@@ -81,7 +82,7 @@ def load_gpu_decoder(
         return artifact.tensors(f"{DECODER}{name}.")["weight"].to(device, dtype)
 
     table = artifact.tensors(f"{DECODER}embed_tokens.")["weight"]
-    with _trimmed(device):
+    with tuning.on(device), _trimmed(device):
         head = _read_head(artifact, staging)
         count()
         embeddings = None if host_embeddings else _send_rows(table, staging, dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pixedge.gpu_decoder import GpuDecoder
+from pixedge.kernels.cuda import tuning
 from pixedge.kernels.cuda.choosing import Rule
 from pixedge.kernels.cuda.layout import PAGE
 from pixedge.kernels.cuda.pages import LayerPages
@@ -34,6 +35,16 @@ class GpuRunner(Runner):
         self.device, self.dtype = device, dtype
         self.cache = cache
         self.pictures = pictures
+
+    def outcomes(self, parts: Parts) -> list[Outcome]:
+        """Do what ``Runner.outcomes`` does; any thread may ask."""
+        with tuning.on(self.device):
+            return super().outcomes(parts)
+
+    def scores(self, request: Request, chunk: int) -> Tensor:
+        """Do what ``Runner.scores`` does; any thread may ask."""
+        with tuning.on(self.device):
+            return super().scores(request, chunk)
 
     def _run(self, parts: Parts) -> list[Outcome]:
         if all(not request.prefilling for request, _ in parts):
@@ -101,16 +112,17 @@ def prepare(
         LayerPages(keys, values, key_scales, value_scales)
         for (keys, key_scales), (values, value_scales) in map(pool.layer, layers)
     ]
-    passes = Passes(
-        decoder.weights,
-        decoder.table,
-        pages,
-        chunk=chunk,
-        requests=requests,
-        max_pages=min(pool.pages, -(-decoder.config.context // PAGE)),
-        capture=decoder.capture,
-        progress=progress,
-    )
+    with tuning.on(device):
+        passes = Passes(
+            decoder.weights,
+            decoder.table,
+            pages,
+            chunk=chunk,
+            requests=requests,
+            max_pages=min(pool.pages, -(-decoder.config.context // PAGE)),
+            capture=decoder.capture,
+            progress=progress,
+        )
     return lambda cache, pictures: GpuRunner(passes, device, dtype, cache, pictures)
 
 

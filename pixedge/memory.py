@@ -81,11 +81,17 @@ def enforce(plan: Plan, device: "torch.device") -> None:
 
     A CPU's memory has no such lock: there the plan alone keeps what is taken below its limit.
     """
-    if device.type == "cuda" and plan.torch_limit is not None:
+    if plan.torch_limit is not None:
+        limit_memory(device, plan.torch_limit)
+
+
+def limit_memory(device: "torch.device", limit: int) -> None:
+    """Let torch take no more than ``limit`` bytes of a CUDA device; nothing is done on a CPU."""
+    if device.type == "cuda":
         import torch
 
         total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, plan.torch_limit / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
 
 
 def held_memory(device: "torch.device") -> int:

@@ -7,9 +7,20 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Without a GPU the Triton kernels run in triton's interpreter, asked for before triton is imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without `-m gpu` no GPU is seen and Triton's kernels are interpreted: tests are the same everywhere.
+
+    Both are asked for before triton is imported and CUDA is begun with.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        from tests.gpu_record import Record
+
+        config.pluginmanager.register(Record(), "gpu_record")
+
 
 # Examples are bounded by number: on a busy machine one example may take any time.
 settings.register_profile("pixedge", deadline=None, print_blob=True)

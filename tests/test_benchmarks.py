@@ -78,6 +78,17 @@ def test_speed_takes_medians():
     assert middle(rounds) == {"name": "a", "cases": [{"seconds": 2.0, "tokens": 4}]}
 
 
+def test_serving(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    size = ["--tokens", 24, "--repeats", 1, "--asks", 2, "--clients", 1, 2, "--streams", 1, 3, "--threads", 1]
+    found = last_line(base, "serving.py", "--model", exported_demo(base), *size)
+    assert [row["streams"] for row in found["throughput"]] == [1, 3]
+    assert all(row["ratio"] > 0 for row in found["throughput"])
+    assert [(row["clients"], row["requests"]) for row in found["first_token"]] == [(1, 2), (2, 4)]
+    assert all(0 < row["p50_seconds"] <= row["p99_seconds"] for row in found["first_token"])
+    assert found["turns"]["cached_tokens"] >= 96
+
+
 def test_gpu(tmp_path):
     """In triton's interpreter, whose times mean nothing: what runs on a card must not fail there first."""
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")

@@ -1,5 +1,6 @@
 """``pixedge plan``: whether a model fits a device, with how much context, how fast, and what bounds it."""
 
+import contextlib
 import json
 import os
 import re
@@ -188,7 +189,8 @@ def _target(
             raise UsageError(f"{name} is {value}; give a number above 0")
     if device == "cpu" and card is not None:
         raise UsageError(f"--card is {card!r:.40} and --device is cpu; leave one of them out")
-    if device == "cpu" or (device == "auto" and card is None and limit is None):
+    there = None if device == "cpu" or card is not None else _card_here()
+    if device == "cpu" or (device == "auto" and card is None and limit is None and there is None):
         machine = replace(
             CPU_REFERENCE,
             bandwidth=CPU_REFERENCE.bandwidth if bandwidth is None else bandwidth * 1e9,
@@ -196,15 +198,18 @@ def _target(
         )
         return _Target("cpu", "this machine's CPU", usable_ram() if limit is None else limit, machine)
     found: Machine | None = None
-    name = "a GPU"
     if card is not None:
         found, memory = find_card(card)
         name = found.name
-        limit = memory - _MARGIN if limit is None else limit
+    elif there is not None and limit is None:
+        name, memory = there
+        with contextlib.suppress(UsageError):  # a card that the table does not have
+            found = find_card(name)[0]
     elif limit is None:
-        raise UsageError("no GPU was named; give --card NAME or --vram SIZE")
+        raise UsageError("no GPU is here and none was named; give --card NAME or --vram SIZE")
     else:
-        name = f"a GPU of {write_bytes(limit)}"
+        name, memory = f"a GPU of {write_bytes(limit)}", limit
+    limit = memory - _MARGIN if limit is None else limit
     if bandwidth is not None or tflops is not None:
         if found is None and (bandwidth is None or tflops is None):
             raise UsageError("give both --bandwidth and --tflops, or a --card that has them")
@@ -214,6 +219,17 @@ def _target(
             found.operations if tflops is None and found else (tflops or 0) * 1e12,
         )
     return _Target("cuda", name, limit, found)
+
+
+def _card_here() -> tuple[str, int] | None:
+    """Give the name and the bytes of the first GPU of this machine, as its driver tells them."""
+    from pixedge.doctor.nvml import NvmlError, read_driver
+
+    try:
+        driver = read_driver()
+    except NvmlError:
+        return None
+    return None if driver is None or not driver.cards else (driver.cards[0].name, driver.cards[0].total)
 
 
 def _setup(subject: _Subject, where: _Target, kv_cache: str, dtype: str, vision_device: str) -> "Setup":

@@ -44,6 +44,8 @@ class Service:
         """Prepare to serve; ``running`` starts and ends it."""
         self.model, self.settings = model, settings
         self.metrics = Metrics(model.engine, settings.names)
+        self.driver = Driver(model.engine, self.metrics)
+        self.chat = Chat(model, self.driver, self.metrics, settings)
         self.state = "starting"
         self._created = int(time.time())
         self._page = load_page()
@@ -52,17 +54,14 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self, _: Starlette) -> AsyncIterator[None]:
         """Step the engine while the server runs."""
-        self.driver = Driver(self.model.engine, self.metrics, asyncio.get_running_loop())
-        self.chat = Chat(self.model, self.driver, self.metrics, self.settings)
-        self.driver.start()
+        self.driver.start(asyncio.get_running_loop())
         warming = asyncio.create_task(self._warm_up())
         try:
             yield
         finally:
             self.state = "draining"
             warming.cancel()
-            self.chat.close()
-            await asyncio.to_thread(self.driver.stop)
+            await asyncio.to_thread(self.close)
 
     async def _warm_up(self) -> None:
         """Answer once, so that the first client does not wait for what is only made when it is used."""
@@ -76,6 +75,11 @@ class Service:
             self.state = "failed"
         if self.state == "starting":
             self.state = "ready"
+
+    def close(self) -> None:
+        """End the threads; what is under way ends with them."""
+        self.chat.close()
+        self.driver.stop()
 
     def drain(self) -> None:
         """Take no more requests."""

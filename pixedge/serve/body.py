@@ -8,6 +8,9 @@ from starlette.requests import Request
 from pixedge.serve.errors import Refusal
 from pixedge.serve.settings import Settings
 
+# A body without pictures; it is taken however much waits.
+_SMALL = 1 << 16
+
 
 class Room:
     """Bytes that all requests together may hold while they wait; used in the event loop only."""
@@ -16,9 +19,12 @@ class Room:
         """Begin with nothing held."""
         self.limit, self.held = limit, 0
 
-    def take(self, count: int) -> None:
-        """Take so many bytes; raises Refusal where others hold too many. One alone may take what it needs."""
-        if self.held and self.held + count > self.limit:
+    def take(self, count: int, *, always: bool = False) -> None:
+        """Take so many bytes; raises Refusal where others hold too many, but for what may ``always`` be had.
+
+        One alone may take what it needs.
+        """
+        if self.held and self.held + count > self.limit and not always:
             raise busy("other requests hold the memory for waiting pictures", 2)
         self.held += count
 
@@ -63,7 +69,7 @@ async def read_body(request: Request, settings: Settings, room: Room) -> bytes:
             part = event.get("body", b"")
             if size + len(part) > settings.max_body:
                 raise _too_large(settings, "more bytes")
-            room.take(len(part))
+            room.take(len(part), always=size + len(part) <= _SMALL)
             size += len(part)
             parts.append(part)
             if not event.get("more_body", False):

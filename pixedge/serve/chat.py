@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pixedge.answer_format import AnswerFormat
-from pixedge.errors import UsageError
+from pixedge.errors import PixedgeError, UsageError
 from pixedge.messages import Messages
 from pixedge.model import Draft, Model
 from pixedge.sampling import SamplingParams
@@ -77,6 +77,10 @@ class Chat:
                 f"the model {asked.model[:80]!r} is not served here; ask for {self._settings.names[0]!r}"
             )
             raise Refusal(404, message, param="model", code="model_not_found")
+        most = self._model.engine.options.max_requests + self._settings.queue
+        if asked.choices > most:
+            message = f"n is {asked.choices} and this server takes {most} answers at a time; ask for fewer"
+            raise Refusal(400, message, param="n", code="invalid_value")
         slot = _Slot(self, asked.choices)
         try:
             async with watched(request.receive, slot.leave, at_end=False):
@@ -90,16 +94,12 @@ class Chat:
                 logprobs=asked.logprobs,
                 include_usage=asked.include_usage,
             )
-            for piece in pieces:
-                if piece.error is not None:
-                    raise refusal(piece.error)
+            _raise_failure(asked, pieces)
             if asked.stream:
-                return EventStream(self._events(reply, job, pieces), slot.close)
+                return EventStream(self._events(asked, reply, job, pieces), slot.close)
             async with watched(request.receive, slot.leave, at_end=False):
                 while pieces := await job.pieces():
-                    for piece in pieces:
-                        if piece.error is not None:
-                            raise refusal(piece.error)
+                    _raise_failure(asked, pieces)
             if job.cancelled:
                 raise Gone
             slot.close()
@@ -213,14 +213,18 @@ class Chat:
 
     # The answer
 
-    async def _events(self, reply: Reply, job: Job, pieces: list[Piece]) -> AsyncIterator[bytes]:
+    async def _events(
+        self, asked: ChatRequest, reply: Reply, job: Job, pieces: list[Piece]
+    ) -> AsyncIterator[bytes]:
         """Give a stream's events, those that came together as one."""
         data = [reply.first(index) for index in range(len(job.drafts))]
         while pieces:
+            try:
+                _raise_failure(asked, pieces)
+            except Refusal as error:
+                yield b"".join([*data, error_event(error.body())])
+                return
             for piece in pieces:
-                if piece.error is not None:
-                    yield b"".join([*data, error_event(refusal(piece.error).body())])
-                    return
                 if piece.text or piece.tokens:
                     data.append(reply.piece(piece.choice, piece.text, piece.tokens))
                 if piece.ended:
@@ -234,6 +238,17 @@ class Chat:
         yield b"".join(data)
 
 
+def _raise_failure(asked: ChatRequest, pieces: Sequence[Piece]) -> None:
+    """Raise Refusal for the first choice that failed, if one did."""
+    for piece in pieces:
+        if piece.error is not None:
+            found = refusal(piece.error)
+            if asked.form is not None and type(piece.error) is PixedgeError:
+                # what the format asked for turned out to be impossible, or too much
+                raise Refusal(400, found.message, param="response_format", code="invalid_value")
+            raise found
+
+
 class _Slot:
     """What one request holds of the queue and of the room for pictures, given back once."""
 
@@ -245,7 +260,9 @@ class _Slot:
         self._chat, self._choices, self._bytes = chat, choices, 0
 
     def take(self, count: int) -> None:
-        """Take room for pictures."""
+        """Take room for pictures, if there are any."""
+        if count == 0:
+            return
         self._chat._room.take(count)
         self._bytes = count
 

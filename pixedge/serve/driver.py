@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pixedge.engine import Engine
-from pixedge.errors import PixedgeError
 from pixedge.model import Draft
 from pixedge.request import Request
 from pixedge.sampling import SampledToken
@@ -51,7 +50,8 @@ class Job:
     ) -> None:
         """Take the answers to be made; arrived is when the request came, by time.perf_counter.
 
-        Without ``stream`` each choice has one piece, its last; with ``logprobs`` pieces hold their tokens.
+        Without ``stream`` each choice has one piece, its last, and the answer is the draft's; with it, and
+        ``logprobs``, pieces hold their tokens.
         """
         self.drafts = tuple(drafts)
         self.arrived, self.stream, self.logprobs = arrived, stream, logprobs
@@ -100,20 +100,22 @@ class _Choice:
 class Driver:
     """Owns the engine's steps from ``start`` to ``stop``."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
-        """Prepare the thread; pieces are delivered in ``loop``."""
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        """Prepare the thread."""
         self.engine, self.metrics = engine, metrics
-        self._loop = loop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._arrivals: deque[_Choice] = deque()
         self._choices: list[_Choice] = []
         self._ready: list[tuple[Job, Piece]] = []
         self._handed = 0.0
         self._wake = threading.Event()
         self._ending = False
+        self._refused: Exception | None = None  # what is submitted from now on
         self._thread = threading.Thread(target=self._run, name="pixedge-engine", daemon=True)
 
-    def start(self) -> None:
-        """Begin to step."""
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to step; pieces are delivered in ``loop``."""
+        self._loop = loop
         self._thread.start()
 
     def stop(self) -> None:
@@ -124,7 +126,12 @@ class Driver:
             self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Queue all of a job's choices, or none; any thread may call. Raises what Engine.submit raises."""
+        """Queue all of a job's choices, or none; any thread may call.
+
+        Raises what Engine.submit raises, and after ``cancel_all`` its error.
+        """
+        if self._refused is not None:
+            raise self._refused
         try:
             choices = [
                 _Choice(job, draft, draft.submit(), Piece(index)) for index, draft in enumerate(job.drafts)
@@ -145,7 +152,8 @@ class Driver:
         self._wake.set()
 
     def cancel_all(self, error: Exception) -> None:
-        """End everything under way with an error; called in the event loop."""
+        """End everything under way, and all that is submitted later, with an error; any thread may call."""
+        self._refused = error
         for choice in [*self._choices, *self._arrivals]:
             choice.error = error
             choice.draft.cancel()
@@ -174,7 +182,7 @@ class Driver:
 
     def _fail(self) -> None:
         for choice in self._choices:
-            choice.error = PixedgeError("the engine failed while it computed this answer")
+            choice.error = RuntimeError("the engine failed while it computed this answer")
             choice.draft.cancel()
 
     def _collect(self) -> None:
@@ -213,9 +221,11 @@ class Driver:
         while request.ready and not draft.stopped:
             token = request.ready.popleft()
             metrics.completion_tokens += 1
-            pending.text += draft.push(token)
-            if choice.job.logprobs:
-                pending.tokens.append(token)
+            text = draft.push(token)  # a whole answer is the draft's
+            if choice.job.stream:
+                pending.text += text
+                if choice.job.logprobs:
+                    pending.tokens.append(token)
 
     def _count_prompt(self, choice: _Choice) -> None:
         metrics, request = self.metrics, choice.request
@@ -250,6 +260,7 @@ class Driver:
                 choice.pending = Piece(pending.choice)
         if self._ready:
             ready, self._ready = self._ready, []
+            assert self._loop is not None
             try:
                 self._loop.call_soon_threadsafe(_deliver, ready)
             except RuntimeError:  # the loop is closed, and with it everybody who waited

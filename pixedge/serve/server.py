@@ -152,6 +152,11 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             last.cancel()
+        if self.force_exit:  # a second Ctrl-C, at which uvicorn leaves everything as it is
+            self.service.end()
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks, timeout=_LAST_RESORT)
+            await self.lifespan.shutdown()
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import pixedge
 from pixedge.errors import ArtifactError, CapacityError, CheckpointError, UsageError
+from pixedge.linear import Int4Linear
 from pixedge.loading import choose_device
 from tests.small_exports import CONFIG, small_export
 
@@ -75,6 +77,66 @@ def test_the_whole_context_is_the_default(folder: Path) -> None:
     assert model.engine.cache.tokens == -(-CONFIG.decoder.context // 16) * 16
 
 
+def test_the_plan_is_what_is_taken(folder: Path) -> None:
+    model = pixedge.load(
+        folder, device="cpu", context=100, max_requests=3, vram_limit="1GiB", max_image_size=64
+    )
+    plan, options = model.plan, model.engine.options
+    assert plan is not None and plan.fits and plan.limit == 1 << 30
+    assert plan.workload.cache_tokens == model.engine.cache.tokens == options.cache_tokens == 112
+    assert plan.workload.batch == options.max_requests == 3
+    assert plan.workload.picture == (64, 64) == (model.max_image_size, model.max_image_size)
+    assert plan.kept_pictures == options.picture_bytes
+    linears = [part for part in model.engine.decoder.modules() if isinstance(part, Int4Linear)]
+    held = sum(part.nbytes for linear in linears for part in linear.buffers() if part is not None)
+    assert held == plan.device.linears
+    assert sum(part.nbytes for part in model.engine.decoder.lm_head.buffers()) == pytest.approx(
+        plan.device.head, abs=64
+    )
+    pool = model.engine.cache.pool
+    assert pool.key_scales is not None and pool.value_scales is not None
+    assert plan.device.kv_cache == sum(
+        part.nbytes for part in (pool.keys, pool.values, pool.key_scales, pool.value_scales)
+    )
+
+
+def test_no_picture_is_larger_than_planned(folder: Path) -> None:
+    model = pixedge.load(folder, device="cpu", max_image_size=32)
+    picture = {"type": "image", "image": Image.new("RGB", (128, 128))}
+    question = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+    for asked, tokens in ((None, 4), (64, 4), (16, 1)):
+        params = pixedge.SamplingParams(max_tokens=1)
+        assert model.generate(question, params, max_image_size=asked).image_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"vram_limit": 100 << 20},
+            r"and may take 100\.00 MiB; free some memory, or give a greater --vram-limit",
+        ),
+        ({"vram_limit": "400MiB", "context": 10_000_000}, r"give a --context of at most [\d,]+$"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_weights_are_read(
+    folder: Path, arguments: dict, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixedge.loading.load_any_decoder", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(CapacityError, match=sentence):
+        pixedge.load(folder, device="cpu", **arguments)
+
+
+def test_a_smaller_cache_where_the_limit_is_small(folder: Path) -> None:
+    whole = pixedge.load(folder, device="cpu")
+    assert whole.plan is not None
+    # the pictures that are kept give way first
+    limit = whole.plan.total - whole.plan.kept_pictures * 102 // 100 - whole.plan.device.kv_cache // 4
+    model = pixedge.load(folder, device="cpu", vram_limit=limit)
+    assert model.plan is not None and model.plan.fits
+    assert 0 < model.engine.cache.tokens < whole.engine.cache.tokens
+
+
 def test_threads(folder: Path) -> None:
     pixedge.load(folder, device="cpu", threads=1)
     assert torch.get_num_threads() == 1
@@ -87,6 +149,10 @@ def test_threads(folder: Path) -> None:
         ({"threads": 0}, "threads is 0; give 1 or more"),
         ({"kv_cache": "4bit"}, "kv_cache is '4bit'; use auto, 16bit, 8bit"),
         ({"context": 0}, "context is 0; give 1 or more tokens"),
+        ({"max_image_size": 0}, "max_image_size is 0; give 1 or more pixels"),
+        ({"max_requests": 0}, "max_requests is 0; give 1 or more"),
+        ({"vram_limit": 0}, "vram_limit is 0; give 1 or more bytes"),
+        ({"vram_limit": "24"}, "vram_limit is '24'; give a number with a unit, such as 24GiB, 12GB or 800MB"),
         ({"device": "gpu"}, "device is 'gpu'; use auto, cpu, cuda or cuda:N"),
         ({"device": "meta"}, "device is 'meta'; use auto, cpu, cuda or cuda:N"),
         ({"device": ""}, "device is ''; use auto, cpu, cuda or cuda:N"),

@@ -153,10 +153,11 @@ class Passes:
     def _warm_up(self, chunk: int) -> None:
         """Run chunks of every kind of size, so that all kernels are compiled and all scratch is taken.
 
-        They are written into the first page, which nobody has used yet.
+        Triton compiles a kernel for numbers of 1, multiples of 16 and others. The chunks are written into
+        the first page, which nobody has used yet.
         """
         tables = np.zeros((1, self._places.max_pages), np.int32)
-        sizes = {1, 7, MAX_ROWS, MAX_ROWS + 1, SLICED + 1, SLICED + 16, chunk}
+        sizes = {1, 7, 9, MAX_ROWS, MAX_ROWS + 1, SLICED + 1, SLICED + 16, chunk}
         room = min(chunk, self._places.max_pages * PAGE)
         for tokens in sorted(size for size in sizes if size <= room):
             self.embed([0] * tokens, tables, [(0, tokens)])

@@ -5,6 +5,7 @@ and triton are imported when a device is asked for, not before.
 """
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -143,6 +144,15 @@ def interpreted() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
+
+
+def on(of: "torch.device") -> AbstractContextManager[object]:
+    """Make a CUDA device the thread's current one, on which triton launches; do nothing for the CPU."""
+    if of.type != "cuda":
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(of)
 
 
 def check_device(*tensors: "torch.Tensor | None") -> None:

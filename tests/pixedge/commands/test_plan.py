@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -12,9 +13,15 @@ from click.testing import CliRunner
 
 from pixedge import memory
 from pixedge.cli import main
+from pixedge.doctor import nvml
 from pixedge.known_shapes import PIXTRAL_12B
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch):
+    monkeypatch.setattr(nvml, "read_driver", lambda: None)
 
 
 def ask(*arguments: str):
@@ -145,6 +152,23 @@ def test_on_a_cpu(monkeypatch):
     assert (found["limit"], found["left"], found["fits"]) == (None, None, True)
 
 
+@pytest.mark.parametrize(("name", "known"), [("NVIDIA GeForce RTX 4090", True), ("Quadro K5200", False)])
+def test_the_card_that_is_there_is_taken(name, known, monkeypatch):
+    cards = (nvml.Card(name, 24 << 30, 20 << 30, ()),)
+    monkeypatch.setattr(nvml, "read_driver", lambda: nvml.Driver("600.1", (13, 0), cards))
+    found = told("pixtral-12b")
+    assert found["device_name"] == name and found["limit"] == (24 << 30) - (512 << 20)
+    assert (found["predicted"] is not None) == known
+    assert told("pixtral-12b", "--vram", "12GiB")["limit"] == 12 << 30
+    assert told("pixtral-12b", "--device", "cpu")["setup"]["device"] == "cpu"
+
+    def broken():
+        raise nvml.NvmlError("driver and library differ")
+
+    monkeypatch.setattr(nvml, "read_driver", broken)
+    assert told("pixtral-12b")["setup"]["device"] == "cpu"
+
+
 def test_a_checkpoint_folder_and_an_exported_one(tmp_path):
     (tmp_path / "params.json").write_text(json.dumps(PIXTRAL_12B.to_params()))
     named = told("pixtral-12b", "--vram", "24GiB")
@@ -167,7 +191,7 @@ def test_a_checkpoint_folder_and_an_exported_one(tmp_path):
         (("demo", "--vram", "24"), "--vram-limit is '24'; give a number with a unit, such as 24GiB"),
         (("demo", "--card", "GTX 1080"), "'GTX 1080' is no card that is known; "),
         (("demo", "--card", "H100", "--device", "cpu"), "leave one of them out"),
-        (("demo", "--device", "cuda"), "no GPU was named; give --card NAME or --vram SIZE"),
+        (("demo", "--device", "cuda"), "no GPU is here and none was named; give --card NAME or --vram SIZE"),
         (
             ("demo", "--vram", "24GiB", "--bandwidth", "900"),
             "give both --bandwidth and --tflops, or a --card",
@@ -207,3 +231,21 @@ def test_it_takes_less_than_a_second_and_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout and done.stderr == "set()\n"
+
+
+def test_the_documentation_shows_what_is_printed():
+    text = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n\$ pixedge (.*)\n((?:.*\n)*?)```", text)
+    assert len(blocks) == 4
+    for command, shown in blocks:
+        arguments = shlex.split(command)
+        if arguments[0] == "count":
+            arguments += ["--model", str(ROOT / "models" / "demo")]
+        assert CliRunner().invoke(main, arguments).stdout == shown, command
+
+
+def test_the_documentation_has_every_component_and_key():
+    text = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    found = told("pixtral-12b", "--card", "H100")
+    for key in {*found, *found["device"], *found["largest"]}:
+        assert f"`{key}`" in text, key

@@ -165,6 +165,14 @@ FIELDS = {
         asking(response_format={"type": "json_schema", "json_schema": {"schema": 5}}),
         "response_format.json_schema.schema is missing",
     ),
+    "half a surrogate in a schema": (
+        asking(response_format={"type": "json_schema", "json_schema": {"schema": {"enum": ["\ud800"]}}}),
+        "the schema cannot be read",
+    ),
+    "half a surrogate in an expression": (
+        asking(response_format={"type": "regex", "regex": "a\udfff"}),
+        "cannot be read",
+    ),
     "a response format of another world": (asking(response_format={"type": "xml"}), "response_format.type"),
     "stream options without a stream": (asking(stream_options={"include_usage": True}), "needs stream"),
 }

@@ -93,6 +93,19 @@ def test_sigterm_ends_an_answer_that_takes_too_long(base, folder):
     assert reader.events[-1]["error"]["code"] == "shutting_down"
 
 
+def test_a_second_ctrl_c_does_not_wait(base, folder):
+    with Process(base, "--model", folder, "--model-name", "small", step_seconds=0.05) as server:
+        reader = Reader(server.url, max_tokens=500)
+        wait_for(lambda: len(reader.events) > 3)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        start = time.monotonic()
+        assert server.end(signal.SIGINT) == 130
+        assert time.monotonic() - start < 10  # the answer would have taken 25 s
+        reader.join(10)
+        assert not any("Traceback" in line for line in server.said), server.said
+
+
 def test_a_restart_takes_the_same_port(base, folder):
     with Process(base, "--model", folder) as first:
         with httpx.Client(base_url=first.url) as client:  # a connection of which the server closes its end

@@ -16,9 +16,12 @@ import httpx
 import pytest
 
 import pixedge
+from pixedge.constraint import Constraint
+from pixedge.errors import PixedgeError
 from pixedge.serve.driver import FRAME
 from tests.doors import data_url, png
 from tests.engines import check_books
+from tests.exported_demo import exported_demo
 from tests.serving import CHAT, ask, metric, serving, slowed, wait_for
 from tests.small_exports import small_export
 
@@ -64,14 +67,15 @@ def test_a_full_queue_is_refused_with_the_time_to_ask_again(model):
             assert client.post(CHAT, json=ask(max_tokens=1)).status_code == 200
             # the choices of one request count each
             assert client.post(CHAT, json=ask(max_tokens=1, n=6)).status_code == 200
-            assert client.post(CHAT, json=ask(max_tokens=1, n=7)).status_code == 429
+            never = client.post(CHAT, json=ask(max_tokens=1, n=7))
+            assert never.status_code == 400 and "n is 7 and this server takes 6" in never.text
         check_nothing_is_held(server)
 
 
 def test_pictures_that_wait_are_bounded_in_bytes(model):
     """A picture of 128 by 128 pixels takes 192 KiB as the encoder wants it; a single one may always come."""
     pictures = [data_url(png((128, 128), colour)) for colour in ("red", "teal", "navy")]
-    with slowed(model, 0.02), serving(model, waiting_bytes=300_000) as server:
+    with slowed(model, 0.02), serving(model, waiting_bytes=150_000) as server:
         with httpx.Client(base_url=server.url, timeout=30) as client:
             slow = threading.Thread(
                 target=client.post, args=(CHAT,), kwargs={"json": ask("?", pictures[0], max_tokens=40)}
@@ -142,6 +146,33 @@ def test_a_fault_of_the_engine_ends_with_its_request(model, monkeypatch):
         check_nothing_is_held(server)
 
 
+def test_a_format_that_cannot_be_kept_to_is_the_client_s_fault(model, monkeypatch):
+    """What shows only while it is answered, too: before the first text, and behind it."""
+    form = {"type": "regex", "regex": "[a-z]{40}"}
+    allowed = Constraint.allowed
+    calls = 0
+
+    def fail_later(self):
+        nonlocal calls
+        calls += 1
+        if calls > limit:
+            raise PixedgeError("the regular expression leaves nothing")
+        return allowed(self)
+
+    monkeypatch.setattr(Constraint, "allowed", fail_later)
+    with slowed(model, 0.03), serving(model) as server, httpx.Client(base_url=server.url) as client:
+        limit = 0
+        refused = client.post(CHAT, json=ask(response_format=form))
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "response_format"
+        calls, limit = 0, 5
+        broken = client.post(CHAT, json=ask(response_format=form, stream=True))
+        *_, last = [line for line in broken.text.splitlines() if line]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert error["message"] == "the regular expression leaves nothing"
+        assert error["type"] == "invalid_request_error"
+        check_nothing_is_held(server)
+
+
 def test_a_step_that_fails_as_a_whole_ends_what_is_under_way(model, caplog):
     def broken_step():
         raise RuntimeError("a fault of the test's own")
@@ -200,6 +231,16 @@ def test_figures(model):
             assert metric(text, name) == value, name
         assert 0 < metric(text, "pixedge_time_to_first_token_seconds_sum") < 60
         check_nothing_is_held(server)
+
+
+def test_choices_share_a_long_prompt(model):
+    """Of one that is longer than a step, the second choice knows what the first one computed in that."""
+    assert model.engine.options.prefill_chunk == 512
+    with serving(model) as server, httpx.Client(base_url=server.url) as client:
+        body = ask("shared " * 265, max_tokens=1, n=2)
+        assert client.post(CHAT, json=body).json()["usage"]["prompt_tokens"] > 512
+        text = client.get("/metrics").text
+        assert metric(text, "pixedge_cached_prompt_tokens_total") == 512
 
 
 def test_what_is_streamed_comes_at_once_or_in_frames(model):
@@ -307,13 +348,21 @@ async def many_clients(server, count, seconds):
     return outcomes
 
 
-def load(model, seconds):
-    """64 clients, leaving at random: nothing lost, nothing kept, every page returned."""
+def load(folder, seconds):
+    """64 clients of the demo, leaving at random: nothing lost, nothing kept, every page returned.
+
+    Gives what came of it, and by how many bytes the process grew beside the pictures' embeddings, which are
+    kept up to a limit.
+    Its answers go on to their length, so that each one's number of tokens is known.
+    """
+    model = pixedge.load(folder, device="cpu")
+    model.engine.stop_ids = frozenset()
     with serving(model, queue=40) as server:
         asyncio.run(many_clients(server, 64, min(2.0, seconds)))
         gc.collect()
         threads = threading.active_count()
-        resident = _resident()
+        pictures = model.engine.runner.pictures
+        resident = _resident() - pictures.held
         outcomes = asyncio.run(many_clients(server, 64, seconds))
         check_nothing_is_held(server)
         gc.collect()
@@ -324,7 +373,7 @@ def load(model, seconds):
         assert set(outcomes) <= {200, 429, "left", "tokens"}, outcomes
         assert metric(text, 'pixedge_answers_total{finish="error"}') == 0
         assert metric(text, "pixedge_kv_cache_used_tokens") == 0
-        return outcomes, _resident() - resident
+        return outcomes, _resident() - pictures.held - resident
 
 
 def _resident():
@@ -332,14 +381,14 @@ def _resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_load(model):
-    load(model, 3.0)
+def test_load(tmp_path_factory):
+    load(exported_demo(tmp_path_factory.getbasetemp()), 3.0)
 
 
 @pytest.mark.slow
-def test_load_for_long(model):
+def test_load_for_long(tmp_path_factory):
     """PIXEDGE_LOAD_SECONDS, five minutes unless it says otherwise; memory stays where it was."""
     seconds = float(os.environ.get("PIXEDGE_LOAD_SECONDS", "300"))
-    outcomes, growth = load(model, seconds)
+    outcomes, growth = load(exported_demo(tmp_path_factory.getbasetemp()), seconds)
     print(f"{seconds:g} s of 64 clients: {dict(outcomes)}, resident memory {growth / 2**20:+.1f} MiB")
     assert growth < 64 << 20
