@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.exported_demo import ROOT, environment
+from tests.exported_demo import ROOT, environment, exported_demo
 
 
 def last_line(base, script, *arguments):
