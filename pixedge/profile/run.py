@@ -22,7 +22,7 @@ from pixedge.profile.profiler import PROFILE, Report, measure
 from pixedge.profile.record import profile_record
 from pixedge.profile.settings import Settings
 from pixedge.profile.spans import Recorder
-from pixedge.profile.subject import TOKENIZER_FILE, Subject, random_subject
+from pixedge.profile.subject import TOKENIZER_FILE, Subject, random_subject, refuse_what_cannot_fit
 from pixedge.profile.trace import trace
 from pixedge.profile.trials import Trials
 
@@ -66,6 +66,8 @@ def profile_random(
     from pixedge_export.synthetic_encoder import write_encoder
 
     made = replace(config, decoder=replace(config.decoder, n_layers=layers or config.decoder.n_layers))
+    options = _with_cache(made, options, settings)
+    refuse_what_cannot_fit(made, options)
     with tempfile.TemporaryDirectory(prefix="pixedge-profile-") as place:
         folder = Path(place)
         report("make the encoder", 0, 1)
@@ -93,8 +95,7 @@ def _profile(
     dtype = DTYPES.get(options["dtype"], torch.bfloat16)
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
-    if options["context"] is None:  # a cache for what is measured: more would only blur the memory
-        options = {**options, "context": _cache_tokens(config, settings)}
+    options = _with_cache(config, options, settings)
     meter, recorder = MemoryMeter(device), Recorder()
     report("limits", 0, 1)
     with recorder.span(PROFILE, "limits"):
@@ -112,9 +113,12 @@ def _profile(
     return Profiled(record, recorder)
 
 
-def _cache_tokens(config: ModelConfig, settings: Settings) -> int:
+def _with_cache(config: ModelConfig, options: Mapping[str, Any], settings: Settings) -> Mapping[str, Any]:
+    """Take a cache for what is measured, where no other is asked for: more would only blur the memory."""
+    if options["context"] is not None:
+        return options
     sizes = [read_file(data).size for data in settings.pictures]
-    return settings.cache_tokens(config, sizes)
+    return {**options, "context": settings.cache_tokens(config, sizes)}
 
 
 def _machine(device: torch.device, limits: Limits) -> Machine:

@@ -1,17 +1,20 @@
 """What is profiled: a loaded model, or one of random weights in a real shape."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pixedge.budget import plan_load
 from pixedge.config import ModelConfig
 from pixedge.engine import Engine
 from pixedge.errors import CapacityError
-from pixedge.loading import DTYPES, KV_BITS, choose_device, engine_options, plan_model
-from pixedge.memory import enforce
+from pixedge.loading import DTYPES, KV_BITS, choose_device, engine_options, held_layout, plan_model
+from pixedge.memory import enforce, usable_memory
 from pixedge.model import Model
-from pixedge.plan import Plan
+from pixedge.plan import Plan, Setup
 from pixedge.profile.limits import finish
 from pixedge.profile.random_decoder import GROUP_SIZE, random_any_decoder
 from pixedge.tokenizer import Tokenizer
@@ -100,7 +103,7 @@ def random_subject(
             max_image_size=max_image_size,
         )
     except CapacityError as error:
-        raise CapacityError(f"{error}, or make fewer layers with --layers") from None
+        raise _fewer_layers(error) from None
     enforce(plan, place)
     tokenizer = Tokenizer(folder / TOKENIZER_FILE, made.vision, made.decoder.vocab_size)
     with torch.inference_mode():
@@ -111,3 +114,29 @@ def random_subject(
     engine = Engine(made, decoder, vision, place, chosen, tokenizer.stop_ids, engine_options(plan))
     model = Model(made, engine, tokenizer, folder, finish(place) - start, max_image_size, plan)
     return Subject(name, model, config, synthetic=True)
+
+
+def refuse_what_cannot_fit(made: ModelConfig, options: Mapping[str, Any]) -> None:
+    """Refuse, before minutes of making it, what ``random_subject`` would refuse; options are its arguments.
+
+    The encoder's graphs are not there yet: it is counted in its smallest form.
+    """
+    place = choose_device(options["device"])
+    dtype = DTYPES.get(options["dtype"], torch.bfloat16)
+    setup = Setup(
+        device="cuda" if place.type == "cuda" else "cpu",
+        vision_device="cuda" if place.type == "cuda" else "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        kv_bits=KV_BITS[options["kv_cache"]] or (8 if dtype.itemsize == 2 else 16),
+        layout=held_layout(dtype, place, GROUP_SIZE),
+        vision_form="float16" if place.type == "cuda" else "fused",
+    )
+    limit = options["vram_limit"] or usable_memory(place)
+    try:
+        plan_load(made, setup, limit=limit, tokens=options["context"], picture=options["max_image_size"])
+    except CapacityError as error:
+        raise _fewer_layers(error) from None
+
+
+def _fewer_layers(error: CapacityError) -> CapacityError:
+    return CapacityError(f"{error}, or make fewer layers with --layers")

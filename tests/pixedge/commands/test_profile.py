@@ -178,6 +178,7 @@ def test_random_weights_in_a_shape():
         (["--image", "none.png"], 1, "none.png"),
         (["--html", "no/such/folder/p.html"], 2, "there is no folder no/such/folder; make it first"),
         (["--compare", "none.json"], 1, "none.json is missing; make it with pixedge profile --json"),
+        (["--synthetic", "pixtral-12b", "--vram-limit", "2GiB"], 1, "or make fewer layers with --layers"),
         (["--model", "none"], 1, "none (--model) is not a folder"),
     ],
 )
