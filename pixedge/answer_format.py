@@ -56,13 +56,6 @@ class AnswerFormat:
                 f"the {self.noun} has {len(self.text):,} characters and the limit is {MAX_CHARACTERS:,};"
                 " make it shorter"
             )
-        try:
-            self.text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the {self.noun} has the unpaired surrogate U+{ord(self.text[error.start]):04X}, which no text"
-                " can hold; leave it out"
-            ) from None
         if self.kind == "schema":
             schema = _parse(self.text)
             check_schema(schema)
@@ -74,7 +67,10 @@ class AnswerFormat:
             _refuse_control_tokens(self.text)
         from llguidance import LLMatcher
 
-        fault = LLMatcher.validate_grammar(self.compiled)
+        try:
+            fault = LLMatcher.validate_grammar(self.compiled)
+        except ValueError as error:  # half a surrogate, which JSON of Python's may hold and no text can
+            raise UsageError(f"the {self.noun} cannot be read: {error}") from None
         if fault and not fault.startswith("WARNING"):
             raise UsageError(f"the {self.noun} cannot be used: {_first_cause(fault)}")
 

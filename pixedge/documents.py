@@ -35,7 +35,7 @@ SECONDS_A_PAGE = 60.0
 """The longest that a page may take, opening the document included."""
 
 PAGE_HEADER = struct.Struct("<cII")
-"""What stands before a page: b"P", width, height; or before a sentence: b"E" or b"U", its bytes, 0."""
+"""What stands before a page: b"P", width, height; a count: b"N"; a sentence: b"E" or b"U", its bytes."""
 
 _POINTS_PER_INCH = 72
 _WITH_PAGES = re.compile(r"(.+\.pdf)\[([^\[\]]*)\]", re.IGNORECASE | re.DOTALL)
@@ -103,12 +103,12 @@ def choose_pages(name: str, count: int, pages: str | None, most: int) -> list[in
         end = start if not dash else int(last or max(start, count))
         if end > count:
             raise ImageError(
-                f"{name} has {_count_pages(count)}, so it has no page {end:,}; name pages from 1 to {count}"
+                f"{name} has {_say_pages(count)}, so it has no page {end:,}; name pages from 1 to {count}"
             )
         chosen.extend(range(start, end + 1))
     if len(chosen) > most:
         raise ImageError(
-            f"{name} would give {_count_pages(len(chosen))} and the limit is {most}; name fewer, as in "
+            f"{name} would give {_say_pages(len(chosen))} and the limit is {most}; name fewer, as in "
             f"{name}[1-{most}]"
         )
     return chosen
@@ -129,11 +129,34 @@ def read_document(
     pages than limits.max_images or pages with more pixels than limits.max_pixels, takes more than ``seconds``
     a page, crashes the library, and where the extra is missing; UsageError for pages that are named wrongly.
     """
-    if not name.isprintable():
-        name = ascii(name)
     if pages is not None:
         check_pages(name, pages)
-    data = read_bytes(source, name, limits)
+    for answer in _render(read_bytes(source, name, limits), name, limits, scale, pages, seconds):
+        assert isinstance(answer, Image.Image)
+        yield answer
+
+
+def count_pages(
+    source: bytes | Path | BinaryIO, name: str, limits: ImageLimits, seconds: float = SECONDS_A_PAGE
+) -> int:
+    """Return how many pages a PDF has; arguments and errors are those of read_document."""
+    for answer in _render(read_bytes(source, name, limits), name, limits, None, None, seconds):
+        assert isinstance(answer, int)
+        return answer
+    raise ImageError(f"{name} does not tell its pages; save it again with another program")
+
+
+def _render(
+    data: bytes,
+    name: str,
+    limits: ImageLimits,
+    scale: PageScale | None,
+    pages: str | None,
+    seconds: float,
+) -> Iterator[Image.Image | int]:
+    """Have the other process render pages, or count them without a scale."""
+    if not name.isprintable():
+        name = ascii(name)
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); give a PDF")
     if importlib.util.find_spec("pypdfium2") is None:
@@ -142,7 +165,7 @@ def read_document(
         "name": name,
         "pages": pages,
         "limits": asdict(limits),
-        "scale": asdict(scale),
+        "scale": None if scale is None else asdict(scale),
         "bytes": len(data),
     }
     command = [sys.executable, "-m", "pixedge.page_renderer", json.dumps(task)]
@@ -164,9 +187,9 @@ def read_document(
             renderer.stdin.write(data)
         with contextlib.suppress(BrokenPipeError):
             renderer.stdin.close()
-        while (picture := _next_page(renderer.stdout)) is not None:
+        while (answer := _next_answer(renderer.stdout)) is not None:
             killer.allow(None)
-            yield picture
+            yield answer
             killer.allow(seconds)
         if renderer.wait() == 0:
             return
@@ -208,12 +231,14 @@ class _Killer:
         self._process.kill()  # nothing where it has ended
 
 
-def _next_page(stream: IO[bytes]) -> Image.Image | None:
-    """Read the next page; None at the end, also where it comes too early."""
+def _next_answer(stream: IO[bytes]) -> Image.Image | int | None:
+    """Read the next page, or the count; None at the end, also where it comes too early."""
     header = stream.read(PAGE_HEADER.size)
     if len(header) < PAGE_HEADER.size:
         return None
     kind, width, height = PAGE_HEADER.unpack(header)
+    if kind == b"N":
+        return int(width)
     if kind != b"P":
         sentence = stream.read(width).decode("utf-8")
         raise UsageError(sentence) if kind == b"U" else ImageError(sentence)
@@ -223,5 +248,5 @@ def _next_page(stream: IO[bytes]) -> Image.Image | None:
     return Image.frombytes("RGB", (width, height), pixels)
 
 
-def _count_pages(count: int) -> str:
+def _say_pages(count: int) -> str:
     return "1 page" if count == 1 else f"{count:,} pages"

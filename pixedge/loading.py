@@ -10,6 +10,7 @@ import torch
 from pixedge.artifact import load_any_decoder, open_artifact
 from pixedge.budget import plan_load
 from pixedge.byte_size import parse_bytes
+from pixedge.config import ModelConfig
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.kernels import int4
@@ -18,7 +19,7 @@ from pixedge.kernels.cuda import available
 from pixedge.memory import enforce, usable_memory
 from pixedge.model import Model
 from pixedge.out_of_memory import told
-from pixedge.plan import Setup
+from pixedge.plan import Plan, Setup
 from pixedge.stored_weights import Layout
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import VisionSession, vision_form
@@ -78,28 +79,19 @@ def load(
         if threads < 1:
             raise UsageError(f"threads is {threads}; give 1 or more")
         torch.set_num_threads(threads)
-    exact = chosen == torch.float32
-    bits = KV_BITS[kv_cache] or (8 if chosen.itemsize == 2 else 16)
-    multiprocessors, capability = _processors(place)
-    setup = Setup(
-        device="cuda" if place.type == "cuda" else "cpu",
-        vision_device="cuda" if vision_place.type == "cuda" else "cpu",
-        dtype=str(chosen).removeprefix("torch."),
-        kv_bits=bits,
+    plan = plan_model(
+        artifact.config,
+        artifact.folder,
+        place,
+        vision_place,
+        chosen,
+        bits=KV_BITS[kv_cache],
         group_size=artifact.group_size,
         zeros=artifact.zero_offset is not None,
-        layout=held_layout(chosen, place, artifact.group_size),
-        vision_form=vision_form(artifact.folder, vision_place, exact=exact),
-        multiprocessors=multiprocessors,
-        capability=capability,
-    )
-    plan = plan_load(
-        artifact.config,
-        setup,
-        limit=usable_memory(place) if limit is None else limit,
-        tokens=context,
-        batch=max_requests,
-        picture=max_image_size,
+        limit=limit,
+        context=context,
+        max_requests=max_requests,
+        max_image_size=max_image_size,
     )
     enforce(plan, place)
     tokenizer = Tokenizer(
@@ -114,19 +106,13 @@ def load(
     )
     if progress:
         progress("vision", 0, 1)
+    exact = chosen == torch.float32
     vision = VisionSession(artifact.folder, artifact.config, vision_place, threads, plan.arena, exact)
     if vision_place.type == "cuda":
         # takes all the memory that a picture will ever need, before anything is answered
         vision.warm_up(max_image_size)
     if progress:
         progress("vision", 1, 1)
-    options = EngineOptions(
-        kv_bits=bits,
-        cache_tokens=plan.workload.cache_tokens,
-        max_requests=max_requests,
-        prefill_chunk=plan.setup.prefill_chunk,
-        picture_bytes=plan.kept_pictures,
-    )
     engine = Engine(
         artifact.config,
         decoder,
@@ -134,11 +120,65 @@ def load(
         place,
         chosen,
         tokenizer.stop_ids,
-        options,
+        engine_options(plan),
         lambda done, total: progress("kernels", done, total) if progress else None,
     )
     seconds = time.perf_counter() - start
     return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size, plan)
+
+
+def plan_model(
+    config: ModelConfig,
+    folder: Path,
+    place: torch.device,
+    vision_place: torch.device,
+    dtype: torch.dtype,
+    *,
+    bits: Literal[8, 16] | None,
+    group_size: int,
+    zeros: bool,
+    limit: int | None,
+    context: int | None,
+    max_requests: int,
+    max_image_size: int | None,
+) -> Plan:
+    """Plan a model before it is loaded; the arguments are ``load``'s, resolved.
+
+    folder: holds the encoder's graphs. bits: of the cache. group_size, zeros: of the 4-bit linears. Raises
+    CapacityError as ``plan_load`` does.
+    """
+    multiprocessors, capability = _processors(place)
+    setup = Setup(
+        device="cuda" if place.type == "cuda" else "cpu",
+        vision_device="cuda" if vision_place.type == "cuda" else "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        kv_bits=bits or (8 if dtype.itemsize == 2 else 16),
+        group_size=group_size,
+        zeros=zeros,
+        layout=held_layout(dtype, place, group_size),
+        vision_form=vision_form(folder, vision_place, exact=dtype == torch.float32),
+        multiprocessors=multiprocessors,
+        capability=capability,
+    )
+    return plan_load(
+        config,
+        setup,
+        limit=usable_memory(place) if limit is None else limit,
+        tokens=context,
+        batch=max_requests,
+        picture=max_image_size,
+    )
+
+
+def engine_options(plan: Plan) -> EngineOptions:
+    """Give an engine what the plan has for it."""
+    return EngineOptions(
+        kv_bits=plan.setup.kv_bits,
+        cache_tokens=plan.workload.cache_tokens,
+        max_requests=plan.workload.batch,
+        prefill_chunk=plan.setup.prefill_chunk,
+        picture_bytes=plan.kept_pictures,
+    )
 
 
 def _processors(device: torch.device) -> tuple[int, tuple[int, int]]:

@@ -292,8 +292,7 @@ class Model:
         start = time.perf_counter()
         prompt = self.tokenizer.encode(messages, max_image_size, limits)
         image_decode = time.perf_counter() - start
-        room = self.engine.cache.tokens - len(prompt.ids) + 1
-        if shorten and 0 < room < params.max_tokens:
+        if shorten and 0 < (room := self.engine.cache.tokens - len(prompt.ids) + 1) < params.max_tokens:
             params = replace(params, max_tokens=room)
         self.engine.room(len(prompt.ids), params.max_tokens)  # raises where there is none
         return Stream(self.engine, self.tokenizer, prompt, params, image_decode)

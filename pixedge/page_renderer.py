@@ -34,6 +34,13 @@ def render_pages(
 
     Raises ImageError and UsageError as `pixedge.documents.read_document` says.
     """
+    with contextlib.closing(open_document(data, name)) as document:
+        for number in choose_pages(name, len(document), pages, limits.max_images):
+            yield _page(document, number, name, scale, limits)
+
+
+def open_document(data: bytes, name: str) -> Any:
+    """Open a PDF with its forms; raises ImageError."""
     import pypdfium2
 
     # It remarks on forms of a kind (XFA) that it cannot draw; the pages are drawn all the same.
@@ -50,21 +57,25 @@ def render_pages(
         raise ImageError(
             f"{name} cannot be opened as PDF ({_reason(error)}); copy or download it again"
         ) from error
-    with contextlib.closing(document):
-        with contextlib.suppress(pypdfium2.PdfiumError):
-            document.init_forms()  # without it the fields that somebody filled in stay blank
-        for number in choose_pages(name, len(document), pages, limits.max_images):
-            where = f"page {number} of {name}"
-            try:
-                page = document[number - 1]
-                picture = _render(page, where, scale, limits)
-                page.close()
-            except (pypdfium2.PdfiumError, MemoryError) as error:
-                raise ImageError(
-                    f"{where} cannot be rendered ({_reason(error)}); leave the page out, or save the "
-                    "document again with another program"
-                ) from error
-            yield picture
+    with contextlib.suppress(pypdfium2.PdfiumError):
+        document.init_forms()  # without it the fields that somebody filled in stay blank
+    return document
+
+
+def _page(document: Any, number: int, name: str, scale: PageScale, limits: ImageLimits) -> Image.Image:
+    import pypdfium2
+
+    where = f"page {number} of {name}"
+    try:
+        page = document[number - 1]
+        picture = _render(page, where, scale, limits)
+        page.close()
+    except (pypdfium2.PdfiumError, MemoryError) as error:
+        raise ImageError(
+            f"{where} cannot be rendered ({_reason(error)}); leave the page out, or save the document again "
+            "with another program"
+        ) from error
+    return picture
 
 
 def _render(page: Any, where: str, scale: PageScale, limits: ImageLimits) -> Image.Image:
@@ -110,6 +121,11 @@ def main() -> None:
     try:
         if len(data) < task["bytes"]:
             return  # who asked is gone
+        if task["scale"] is None:
+            with contextlib.closing(open_document(data, task["name"])) as document:
+                out.write(PAGE_HEADER.pack(b"N", len(document), 0))
+                out.flush()
+            return
         scale, limits = PageScale(**task["scale"]), ImageLimits(**task["limits"])
         for picture in render_pages(data, task["name"], task["pages"], scale, limits):
             out.write(PAGE_HEADER.pack(b"P", *picture.size))

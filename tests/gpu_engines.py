@@ -16,7 +16,7 @@ from pixedge.packing import QuantizedWeight, dequantize
 from tests.random_models import CPU, TorchVision, build_encoder, random_config, random_tensors
 
 DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
-SIZES = {"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "ffn_dim": 64}
+SIZES = {"dim": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "ffn_dim": 64}
 CONTEXT = 256
 
 
@@ -28,9 +28,9 @@ class Pair:
     exact: Engine
 
 
-def small_config() -> ModelConfig:
+def small_config(layers: int = 1) -> ModelConfig:
     config = random_config(4, vocab_size=90, context=CONTEXT)
-    decoder = dataclasses.replace(config.decoder, **SIZES, rope_theta=1e4, norm_eps=1e-5)
+    decoder = dataclasses.replace(config.decoder, **SIZES, n_layers=layers, rope_theta=1e4, norm_eps=1e-5)
     return dataclasses.replace(config, decoder=decoder)
 
 
@@ -75,10 +75,15 @@ def random_weights(
 
 
 def random_pair(
-    dtype: torch.dtype = torch.float16, *, on_device: bool = True, kind: str = "own", **options: object
+    dtype: torch.dtype = torch.float16,
+    *,
+    on_device: bool = True,
+    kind: str = "own",
+    layers: int = 1,
+    **options: object,
 ) -> Pair:
     """Make both engines; options are the engine's."""
-    config = small_config()
+    config = small_config(layers)
     decoder, dense = random_weights(config.decoder, dtype, on_device=on_device, kind=kind)
     vision = TorchVision(build_encoder(config, random_tensors(config, 4)))
     chosen = EngineOptions(

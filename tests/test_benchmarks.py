@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.exported_demo import ROOT, environment, exported_demo
+from tests.exported_demo import ROOT, environment
 
 
 def last_line(base, script, *arguments):
@@ -34,17 +34,6 @@ def test_decoder(tmp_path):
         assert case["tokens_per_second"] > 0 and case["share_of_limit"] > 0
     assert found["read_bytes_per_second"] > 1e8
     assert found["picture_seconds"].keys() == {"32", "64"}
-
-
-def test_answers(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    found = last_line(base, "answers.py", "--model", exported_demo(base), "--repeats", 1, "--max-tokens", 4)
-    assert len(found["conversations"]) == 15
-    for row in found["conversations"]:
-        seconds = row["seconds"]
-        # the first token waits for everything before it
-        assert seconds["first_token"] >= seconds["image_decode"] + seconds["encode"] + seconds["prefill"]
-        assert row["prompt_tokens"] > row["image_tokens"] > 0 and row["completion_tokens"] == 4
 
 
 def test_solver(tmp_path):
@@ -94,7 +83,7 @@ def test_serving(tmp_path_factory):
     size = ["--tokens", 24, "--repeats", 1, "--asks", 2, "--clients", 1, 2, "--streams", 1, 3, "--threads", 1]
     found = last_line(base, "serving.py", "--model", exported_demo(base), *size)
     assert [row["streams"] for row in found["throughput"]] == [1, 3]
-    assert all(0 < row["ratio"] for row in found["throughput"])
+    assert all(row["ratio"] > 0 for row in found["throughput"])
     assert [(row["clients"], row["requests"]) for row in found["first_token"]] == [(1, 2), (2, 4)]
     assert all(0 < row["p50_seconds"] <= row["p99_seconds"] for row in found["first_token"])
     assert found["turns"]["cached_tokens"] >= 96

@@ -12,8 +12,9 @@ from typing import Any
 from PIL import Image
 
 from pixedge.batch.item import Asked, Item
-from pixedge.commands.pictures import expand_sources, read_source
-from pixedge.errors import ImageError
+from pixedge.commands.pictures import expand_sources, is_url, read_source
+from pixedge.documents import choose_pages, count_pages, split_pages
+from pixedge.errors import ImageError, UsageError
 from pixedge.image import ImageLimits, image_grid, natural_key
 from pixedge.model import Model
 from pixedge.sampling import SamplingParams
@@ -96,6 +97,27 @@ def find_files(sources: Sequence[str]) -> tuple[list[str], int]:
         names += found
         others += rest
     return names, others
+
+
+def name_pages(names: Sequence[str]) -> list[str]:
+    """Replace each PDF by its pages, report.pdf by report.pdf[1], report.pdf[2] and so on.
+
+    A document that cannot be opened stays as it is: its own error tells why when its turn comes.
+    """
+    limits, named = ImageLimits(), []
+    for name in names:
+        file, pages = (name, None) if os.path.lexists(name) else split_pages(name)
+        if is_url(name) or not file.lower().endswith(".pdf"):
+            named.append(name)
+            continue
+        try:
+            count = count_pages(Path(file), file, limits)
+            chosen = choose_pages(file, count, pages, count)
+        except (ImageError, UsageError):
+            named.append(name)
+            continue
+        named += [f"{file}[{number}]" for number in chosen]
+    return named
 
 
 def _walk(folder: str) -> tuple[list[str], int]:

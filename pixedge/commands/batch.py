@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pixedge.batch.answer_file import AnswerFile
     from pixedge.batch.item import Inputs
     from pixedge.batch.work import Tally
+    from pixedge.sampling import SamplingParams
 
 _REQUESTS = ".jsonl"
 
@@ -46,9 +47,7 @@ class Doors:
 
 @click.command(epilog=_EXAMPLES, short_help="Ask about many pictures, or answer a file of requests.")
 @click.argument("sources", nargs=-1, required=True)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Answers [required]."
-)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="File of answers [none].")
 @click.option("--prompt", metavar="TEXT", help="Question about each picture [none].")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the question [none].")
 @click.option(
@@ -58,6 +57,7 @@ class Doors:
     metavar="N",
     help="Dots per inch of PDF pages [what the model takes].",
 )
+@click.option("--each-page", is_flag=True, help="Ask about each page of a PDF by itself.")
 @click.option("--allow-url", is_flag=True, help="Let sources be http(s) addresses of pictures.")
 @click.option(
     "--allow-host",
@@ -80,10 +80,11 @@ def batch(
     sources: tuple[str, ...],
     options: ModelOptions,
     sampling: SamplingOptions,
-    out: Path,
+    out: Path | None,
     prompt: str | None,
     system: str | None,
     dpi: int | None,
+    each_page: bool,
     allow_url: bool,
     hosts: tuple[str, ...],
     media_dir: Path | None,
@@ -97,6 +98,8 @@ def batch(
     to --out, a line of JSON each.
     """
     start = time.perf_counter()
+    if out is None:
+        raise UsageError("--out is missing; give the file that answers go to, as answers.jsonl")
     doors = Doors(allow_url, hosts, media_dir)
     if any(source.lower().endswith(_REQUESTS) for source in sources):
         _check_requests(ctx, sources)
@@ -105,7 +108,9 @@ def batch(
     else:
         question = _check_question(sources, prompt, system, doors)
         folder = options.find(quiet)
-        inputs = _picture_files(sources, question, system, dpi, sampling, logprobs, options, quiet)
+        names = _files(sources, each_page, dpi, quiet)
+        params = sampling.params(logprobs=logprobs)
+        inputs = _picture_files(names, question, system, params, dpi, options.max_image_size)
     items = inputs.items
 
     from pixedge.batch.answer_file import AnswerFile
@@ -161,7 +166,9 @@ def _check_requests(ctx: click.Context, sources: tuple[str, ...]) -> None:
     """A file of requests says itself what is asked: options that would be ignored are refused."""
     if len(sources) > 1:
         raise UsageError(f"{sources[0]} and {sources[1]} are given; a file of requests is given alone")
-    own = {"prompt", "system", "dpi", "logprobs", "allow_url"} | set(SamplingOptions.__dataclass_fields__)
+    own = {"prompt", "system", "dpi", "each_page", "logprobs", "allow_url"} | set(
+        SamplingOptions.__dataclass_fields__
+    )
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(parameter.name or "")
         if parameter.name in own and source is not None and source.name != "DEFAULT":
@@ -197,27 +204,33 @@ def _request_file(source: str, doors: Doors) -> "Inputs":
     return RequestFile(Path(source), MediaSettings(hosts, doors.folder, ImageLimits()))
 
 
-def _picture_files(
-    sources: tuple[str, ...],
-    prompt: str,
-    system: str | None,
-    dpi: int | None,
-    sampling: SamplingOptions,
-    logprobs: int | None,
-    options: ModelOptions,
-    quiet: bool,
-) -> "Inputs":
-    from pixedge.batch.picture_files import PictureFiles, Question, find_files
+def _files(sources: tuple[str, ...], each_page: bool, dpi: int | None, quiet: bool) -> list[str]:
+    """Find the files, or the pages where each is asked about by itself."""
+    from pixedge.batch.picture_files import find_files, name_pages
     from pixedge.documents import split_pages
 
-    params = sampling.params(logprobs=logprobs)
     names, others = find_files(sources)
-    if dpi is not None and not any(split_pages(name)[0].lower().endswith(".pdf") for name in names):
-        raise UsageError("--dpi is for the pages of a PDF, and none was given; leave it out")
+    documents = [name for name in names if split_pages(name)[0].lower().endswith(".pdf")]
+    for option, given in (("--dpi", dpi is not None), ("--each-page", each_page)):
+        if given and not documents:
+            raise UsageError(f"{option} is for the pages of a PDF, and none was given; leave it out")
     if others and not quiet:
         files = "1 other file" if others == 1 else f"{others:,} other files"
         note(f"left out: {files} in the folders, no pictures by their names")
-    return PictureFiles(names, Question(prompt, system, params, dpi, options.max_image_size))
+    return name_pages(names) if each_page else names
+
+
+def _picture_files(
+    names: list[str],
+    prompt: str,
+    system: str | None,
+    params: "SamplingParams",
+    dpi: int | None,
+    max_image_size: int | None,
+) -> "Inputs":
+    from pixedge.batch.picture_files import PictureFiles, Question
+
+    return PictureFiles(names, Question(prompt, system, params, dpi, max_image_size))
 
 
 def _record(out: Path, items: int, before: int, tally: "Tally", seconds: float) -> dict[str, Any]:

@@ -46,7 +46,7 @@ Examples:
 @click.option("--load", "transcript", metavar="FILE", help="Go on with what /save wrote [a new one].")
 @sampling_options
 @model_options
-@click.option("--no-history", is_flag=True, help="Keep nothing of what is typed for later chats.")
+@click.option("--no-history", is_flag=True, help="Keep no history of what is typed.")
 @click.option("--quiet", is_flag=True, help="No progress and no figures, only warnings and errors.")
 def chat(
     images: tuple[str, ...],

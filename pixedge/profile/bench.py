@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 from PIL import Image
 
 from pixedge import prediction
 from pixedge.config import ModelConfig
 from pixedge.image import to_pixels
-from pixedge.plan import Setup
 from pixedge.prediction import Stage
 from pixedge.profile.rows import Row
 from pixedge.profile.samples import Samples, repeat
@@ -59,31 +57,27 @@ class Bench:
 
     def prefill_work(self, tokens: int) -> tuple[Stage, ...]:
         """Return the work of a prompt, chunk by chunk."""
-        held = self._held
+        setup = self.subject.plan.setup
         chunks = prediction.prefill_chunks(
             self.config.decoder,
             tokens,
             chunk=self.trials.engine.options.prefill_chunk,
-            kv_bits=held.kv_bits,
-            group_size=held.group_size,
-            layout=self.subject.layout,
-            itemsize=held.itemsize,
+            kv_bits=setup.kv_bits,
+            group_size=setup.group_size,
+            layout=self.subject.plan.layout,
+            itemsize=setup.itemsize,
         )
         return tuple(chunks)
 
     def decode_work(self, batch: int, context: int) -> Stage:
         """Return the work of a token of each of ``batch`` answers behind ``context`` tokens."""
-        held = self._held
+        setup = self.subject.plan.setup
         return prediction.decode_step(
             self.config.decoder,
             batch=batch,
             context=context,
-            kv_bits=held.kv_bits,
-            group_size=held.group_size,
-            layout=self.subject.layout,
-            itemsize=held.itemsize,
+            kv_bits=setup.kv_bits,
+            group_size=setup.group_size,
+            layout=self.subject.plan.layout,
+            itemsize=setup.itemsize,
         )
-
-    @cached_property
-    def _held(self) -> Setup:
-        return self.subject.setup

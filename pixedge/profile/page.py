@@ -19,6 +19,7 @@ _STYLE = """
 .limit rect { fill: var(--rtn); }
 .bandwidth { fill: var(--own); }
 .operations, .operations .length rect { fill: var(--rtn); }
+td.bar { min-width: 2.5rem; }
 .lane td.bar { width: 60%; }
 h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; }
 """

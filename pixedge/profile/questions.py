@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pixedge.image import ImageLimits, read_image
 from pixedge.profile.spans import Recorder
 from pixedge.profile.trials import Trials, endless
+from pixedge.prompt import Prompt
 from pixedge.request import Request
-from pixedge.tokenizer import Prompt
 
 QUESTION = "What is in this picture? Name what stands in front, what is behind it, and the colours."
 

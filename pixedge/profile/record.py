@@ -7,7 +7,7 @@ from typing import Any
 
 from pixedge import __version__
 from pixedge.machine import describe_machine
-from pixedge.plan import Plan, Workload, make_plan
+from pixedge.plan import Plan
 from pixedge.prediction import Machine
 from pixedge.profile.bench import Bench
 from pixedge.profile.limits import Limits
@@ -49,10 +49,10 @@ def profile_record(
     """Give the object; docs/profile.md tells what each key means."""
     subject = bench.subject
     model, engine = subject.model, subject.model.engine
-    setup = subject.setup
+    plan = subject.plan
+    setup = plan.setup
     load = Row("load", "load", Samples((model.load_seconds,)))
     rows = [load, *findings.rows]
-    plan = _plan(bench, findings)
     return {
         "format": FORMAT,
         "pixedge": __version__,
@@ -69,7 +69,7 @@ def profile_record(
             "kv_bits": setup.kv_bits,
             "cache_tokens": engine.cache.tokens,
             "group_size": setup.group_size,
-            "layout": setup.layout,
+            "layout": plan.layout,
             "vision_form": setup.vision_form,
             "decoder": asdict(subject.config.decoder),
             "vision": asdict(subject.config.vision),
@@ -89,14 +89,6 @@ def profile_record(
         "timeline": _timeline(findings.timeline),
         "serving": serving_record(findings.asked, bench.settings.concurrency) if findings.asked else None,
     }
-
-
-def _plan(bench: Bench, findings: Findings) -> Plan:
-    """Plan what was made, for the cache that was taken and the largest picture that was encoded."""
-    largest = max((row.size for row in findings.rows if row.stage == "encode" and row.size), default=None)
-    tokens = bench.trials.engine.cache.tokens
-    workload = Workload(context=tokens, picture=largest)
-    return make_plan(bench.config, bench.subject.setup, workload)
 
 
 def _planned(plan: Plan, phase: str) -> int:

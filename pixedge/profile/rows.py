@@ -16,9 +16,9 @@ class Row:
 
     amount: units of ``unit`` in a run; 0 where no rate is told. work: the stages of a run, each with the
     bytes and the operations that it cannot do without, those of ``encodings`` pictures first; none where no
-    limit is known. layered: whether the time grows with the decoder's layers, but for ``rest`` seconds of a
-    run. answers: under way at a time. tokens: of a prompt, or of each answer. context: tokens before them.
-    size: of the picture, in pixels.
+    limit is known. begin: for rows of answers, the work of a step behind no tokens. layered: whether the time
+    grows with the decoder's layers, but for ``rest`` seconds of a run. answers: under way at a time. tokens:
+    of a prompt, or of each answer. context: tokens before them. size: of the picture, in pixels.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Row:
     unit: str = "tokens"
     work: tuple[Stage, ...] = ()
     encodings: int = 0
+    begin: Stage | None = None
     layered: bool = False
     rest: float = 0.0
     answers: int = 1
@@ -64,18 +65,26 @@ def binding(work: Sequence[Stage], machine: Machine) -> str | None:
     return "bandwidth" if 2 * moving >= sum(stage.limit(machine) for stage in work) else "operations"
 
 
-def predicted_seconds(row: Row, machine: Machine) -> float:
+def predicted_seconds(row: Row, machine: Machine) -> float | None:
     """Predict a row as ``pixedge plan`` does: its limits over the shares of them that such machines reach."""
+    if not row.work:
+        return None
     pictures, text = row.work[: row.encodings], row.work[row.encodings :]
-    share = machine.decode_share(row.answers) if row.stage == "decode" else machine.prefill
     seconds = sum(stage.limit(machine) for stage in pictures) / machine.encode
-    return seconds + sum(stage.limit(machine) for stage in text) / share
+    if row.begin is None:
+        return seconds + sum(stage.limit(machine) for stage in text) / machine.prefill
+    share = machine.decode_share(row.answers)
+    begin, begun = row.begin, row.begin.limit(machine) / share
+    for stage in text:
+        behind = Stage(stage.bytes - begin.bytes, stage.operations - begin.operations)
+        seconds += begun + behind.limit(machine) / (machine.attention or share)
+    return seconds
 
 
 def row_record(row: Row, machine: Machine, layers: int, made: int) -> dict[str, Any]:
     """Give a row's object in the JSON; what is not called reckoned is of the layers that were made."""
     median, limit = row.samples.median, limit_seconds(row.work, machine)
-    predicted = None if limit is None else predicted_seconds(row, machine)
+    predicted = predicted_seconds(row, machine)
     whole = row.reckoned(layers, made)
     return {
         "name": row.name,

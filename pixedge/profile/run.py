@@ -4,19 +4,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 import pixedge
 from pixedge.artifact import open_artifact
-from pixedge.byte_size import write_bytes
-from pixedge.cards import card_machine
+from pixedge.cards import CPU_REFERENCE, card_machine
 from pixedge.config import ModelConfig
-from pixedge.errors import CapacityError
 from pixedge.loading import DTYPES, choose_device
-from pixedge.memory import free_memory
-from pixedge.plan import Setup, Workload, make_plan
 from pixedge.prediction import Machine
 from pixedge.profile.bench import Bench
 from pixedge.profile.limits import Limits, measure_limits
@@ -29,9 +25,6 @@ from pixedge.profile.spans import Recorder
 from pixedge.profile.subject import TOKENIZER_FILE, Subject, random_subject
 from pixedge.profile.trace import trace
 from pixedge.profile.trials import Trials
-
-_CPU_DECODE = ((1, 0.89), (2, 0.72), (4, 0.66), (8, 0.54), (16, 0.38))
-_CPU_PREFILL, _CPU_ENCODE = 0.74, 0.55
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ def profile_folder(folder: Path, options: Mapping[str, Any], settings: Settings,
 
     def load(given: Mapping[str, Any]) -> Subject:
         model = pixedge.load(folder, **given, progress=report)
-        return Subject(folder.resolve().name, model, model.config, artifact.group_size)
+        return Subject(folder.resolve().name, model, model.config)
 
     return _profile(artifact.config, options, settings, report, load)
 
@@ -73,7 +66,6 @@ def profile_random(
     from pixedge_export.synthetic_encoder import write_encoder
 
     made = replace(config, decoder=replace(config.decoder, n_layers=layers or config.decoder.n_layers))
-    _check_memory(name, made, options, settings)
     with tempfile.TemporaryDirectory(prefix="pixedge-profile-") as place:
         folder = Path(place)
         report("make the encoder", 0, 1)
@@ -125,25 +117,9 @@ def _cache_tokens(config: ModelConfig, settings: Settings) -> int:
     return settings.cache_tokens(config, sizes)
 
 
-def _check_memory(name: str, made: ModelConfig, options: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse what would not fit, before minutes of making it."""
-    device = choose_device(options["device"])
-    kind: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
-    setup = Setup(device=kind, vision_device=kind)
-    tokens = options["context"] or _cache_tokens(made, settings)
-    side = made.vision.image_size
-    needed = make_plan(made, setup, Workload(context=tokens, picture=(side, side))).total
-    free = free_memory(device)
-    if free is not None and needed > free:
-        raise CapacityError(
-            f"{name} with {made.decoder.n_layers} layers takes about {write_bytes(needed)} and "
-            f"{write_bytes(free)} are free; make fewer of them with --layers, and the others are reckoned"
-        )
-
-
 def _machine(device: torch.device, limits: Limits) -> Machine:
     """Return this machine, with the shares of its limits that a prediction goes by."""
     speeds = (limits.bytes_per_second, limits.operations_per_second)
     if device.type == "cuda":
         return card_machine(torch.cuda.get_device_name(device), *speeds)
-    return Machine("CPU", *speeds, _CPU_DECODE, _CPU_PREFILL, _CPU_ENCODE, measured=True)
+    return replace(CPU_REFERENCE, name="CPU", bandwidth=speeds[0], operations=speeds[1])

@@ -6,24 +6,20 @@ from pathlib import Path
 import torch
 
 from pixedge.config import ModelConfig
-from pixedge.decoder import Decoder
-from pixedge.engine import Engine, EngineOptions
-from pixedge.kernels.cpu.products import Int4Cpu
-from pixedge.kernels.int4 import Reference, TorchCpu
-from pixedge.kernels.vision.fast import operators_file
-from pixedge.linear import Int4Linear
-from pixedge.loading import DTYPES, KV_BITS, choose_device
-from pixedge.memory import limit_memory
+from pixedge.engine import Engine
+from pixedge.errors import CapacityError
+from pixedge.loading import DTYPES, KV_BITS, choose_device, engine_options, plan_model
+from pixedge.memory import enforce
 from pixedge.model import Model
-from pixedge.plan import Setup
+from pixedge.plan import Plan
 from pixedge.profile.limits import finish
 from pixedge.profile.random_decoder import GROUP_SIZE, random_any_decoder
-from pixedge.stored_weights import Layout, VisionForm
 from pixedge.tokenizer import Tokenizer
-from pixedge.vision import FUSED_GRAPH, VisionSession
+from pixedge.vision import VisionSession
 
 TOKENIZER_FILE = "tekken.json"
-_LAYOUTS: dict[type, Layout] = {Int4Cpu: "cpu", TorchCpu: "torch", Reference: "reference"}
+MAX_REQUESTS = 16
+"""Answers that can be under way at a time, as ``pixedge.load`` has it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,12 @@ class Subject:
     """A model that answers, and what it stands for.
 
     name: of the folder or of the shape. config: the geometry that is asked about; fewer of the decoder's
-    layers may have been made. group_size: of the 4-bit linears. synthetic: the weights are random.
+    layers may have been made. synthetic: the weights are random.
     """
 
     name: str
     model: Model
     config: ModelConfig
-    group_size: int
     synthetic: bool = False
 
     @property
@@ -56,35 +51,10 @@ class Subject:
         return self.model.engine.device
 
     @property
-    def layout(self) -> Layout:
-        """How the 4-bit linears lie in memory."""
-        decoder = self.model.engine.decoder
-        if not isinstance(decoder, Decoder):
-            return "cuda"
-        kernels = (each.kernel for each in decoder.layers.modules() if isinstance(each, Int4Linear))
-        return _LAYOUTS[type(next(kernels))]
-
-    @property
-    def setup(self) -> Setup:
-        """How the model is held, as a plan has it."""
-        engine = self.model.engine
-        vision = engine.vision
-        on_gpu = isinstance(vision, VisionSession) and vision.device.type == "cuda"
-        # as the session chooses among the folder's graphs
-        fused = engine.dtype != torch.float32 and (self.model.folder / FUSED_GRAPH).is_file()
-        fused = fused and operators_file() is not None
-        form: VisionForm = "float16" if on_gpu else "fused" if fused else "float32"
-        return Setup(
-            device="cuda" if self.device.type == "cuda" else "cpu",
-            vision_device="cuda" if on_gpu else "cpu",
-            dtype=str(engine.dtype).removeprefix("torch."),
-            kv_bits=engine.kv_bits,
-            group_size=self.group_size,
-            layout=self.layout,
-            vision_form=form,
-            prefill_chunk=engine.options.prefill_chunk,
-            picture_bytes=engine.options.picture_bytes,
-        )
+    def plan(self) -> Plan:
+        """What was planned of the memory before it was loaded."""
+        assert self.model.plan is not None
+        return self.model.plan
 
 
 def random_subject(
@@ -111,18 +81,33 @@ def random_subject(
     start = finish(place)
     seen = place if vision_device == "auto" else choose_device(vision_device)
     chosen = DTYPES.get(dtype, torch.bfloat16)
-    if vram_limit is not None:
-        limit_memory(place, vram_limit)
     if threads is not None:
         torch.set_num_threads(threads)
     made = replace(config, decoder=replace(config.decoder, n_layers=layers))
+    try:
+        plan = plan_model(
+            made,
+            folder,
+            place,
+            seen,
+            chosen,
+            bits=KV_BITS[kv_cache],
+            group_size=GROUP_SIZE,
+            zeros=False,
+            limit=vram_limit,
+            context=context,
+            max_requests=MAX_REQUESTS,
+            max_image_size=max_image_size,
+        )
+    except CapacityError as error:
+        raise CapacityError(f"{error}, or make fewer layers with --layers") from None
+    enforce(plan, place)
     tokenizer = Tokenizer(folder / TOKENIZER_FILE, made.vision, made.decoder.vocab_size)
     with torch.inference_mode():
         decoder = random_any_decoder(made.decoder, chosen, place)
-    vision = VisionSession(folder, made, seen, threads, exact=chosen == torch.float32)
+    vision = VisionSession(folder, made, seen, threads, plan.arena, chosen == torch.float32)
     if seen.type == "cuda":
-        vision.warm_up()
-    options = EngineOptions(kv_bits=KV_BITS[kv_cache], cache_tokens=context, memory_limit=vram_limit)
-    engine = Engine(made, decoder, vision, place, chosen, tokenizer.stop_ids, options)
-    model = Model(made, engine, tokenizer, folder, finish(place) - start, max_image_size)
-    return Subject(name, model, config, GROUP_SIZE, synthetic=True)
+        vision.warm_up(max_image_size)
+    engine = Engine(made, decoder, vision, place, chosen, tokenizer.stop_ids, engine_options(plan))
+    model = Model(made, engine, tokenizer, folder, finish(place) - start, max_image_size, plan)
+    return Subject(name, model, config, synthetic=True)

@@ -52,6 +52,7 @@ def _decode_job(bench: Bench, depth: int, batch: int, tokens: int) -> Job | Skip
             samples,
             batch * tokens,
             work=tuple(bench.decode_work(batch, max(1, depth) + at) for at in range(tokens)),
+            begin=bench.decode_work(batch, 0),
             layered=True,
             rest=tokens * bench.rest(batch),
             answers=batch,

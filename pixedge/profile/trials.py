@@ -15,9 +15,9 @@ from pixedge.decoder import Decoder
 from pixedge.engine import Engine
 from pixedge.kernels.attention import PAGE
 from pixedge.model import Model
+from pixedge.prompt import Prompt
 from pixedge.request import Request
 from pixedge.sampling import Sampler, SamplingParams
-from pixedge.tokenizer import Prompt
 
 
 class Trials:

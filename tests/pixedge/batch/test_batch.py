@@ -15,7 +15,7 @@ from PIL import Image
 import pixedge
 from pixedge.batch import work
 from pixedge.batch.answer_file import AnswerFile
-from pixedge.batch.picture_files import PictureFiles, Question, find_files
+from pixedge.batch.picture_files import PictureFiles, Question, find_files, name_pages
 from pixedge.batch.request_file import RequestFile
 from pixedge.cli import main
 from pixedge.errors import ImageError, UsageError
@@ -34,8 +34,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return pixedge.load(folder, device="cpu", context=4096)
+def model(folder, one_thread):
+    return pixedge.load(folder, device="cpu", context=4096, threads=1)
 
 
 @pytest.fixture
@@ -109,15 +109,15 @@ def test_a_line_has_the_form_of_openais_batches(batch, photos, tmp_path):
 def test_answers_equal_those_of_single_questions(model, tmp_path):
     """Many at once, of different lengths, read by several threads: each the answer it gets alone."""
     sizes = [(64, 48), (96, 64), (48, 96), (128, 128), (176, 128)]
-    for index in range(24):
+    for index in range(12):
         picture = Image.open(PICTURES / f"{('first', 'second', 'shapes')[index % 3]}.png")
         picture.resize(sizes[index % 5]).save(tmp_path / f"{index}.png")
     names, _ = find_files([str(tmp_path)])
     question = Question("Describe the picture.", None, SamplingParams(max_tokens=24))
     inputs = PictureFiles(names, question)
     with AnswerFile(tmp_path / "a.jsonl") as file:
-        tally = work.answer_all(model, inputs, range(24), file)
-    assert (tally.answered, tally.failed) == (24, 0)
+        tally = work.answer_all(model, inputs, range(12), file)
+    assert (tally.answered, tally.failed) == (12, 0)
     found = texts(tmp_path / "a.jsonl")
     for name in names:
         picture = Image.open(name).convert("RGB")
@@ -135,6 +135,25 @@ def test_documents_in_a_folder_and_pages_of_one(batch, tmp_path, monkeypatch):
     images = [each["prompt_tokens_details"]["image_tokens"] for each in (one, two)]
     assert images[1] == 2 * images[0]
     assert json.loads(done.stdout)["image_tokens"] == sum(images)
+
+
+def test_each_page_may_be_an_item_of_its_own(batch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pdf_files.write(tmp_path / "two.pdf", pdf_files.coloured((1, 0, 0), (0, 1, 0)))
+    pdf_files.write(tmp_path / "long.pdf", pdf_files.coloured(*[(1, 0, 0)] * 70))
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 rubbish")
+    names, _ = find_files(["two.pdf", "long.pdf[68-]", "broken.pdf"])
+    assert name_pages(names) == [
+        "two.pdf[1]",
+        "two.pdf[2]",
+        *[f"long.pdf[{page}]" for page in (68, 69, 70)],
+        "broken.pdf",
+    ]
+    arguments = ("two.pdf", "broken.pdf", "--each-page", "--dpi", 36, "--prompt", "What is this?")
+    done = batch(*arguments, "--out", "a.jsonl")
+    assert done.exit_code == 1
+    assert list(texts(tmp_path / "a.jsonl")) == ["two.pdf[1]", "two.pdf[2]"]
+    assert lines(tmp_path / "a.jsonl")[2]["error"]["message"].startswith("broken.pdf cannot be opened as PDF")
 
 
 def test_answers_keep_to_a_schema(batch, photos, tmp_path):
@@ -192,7 +211,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers_before_its_pixels_are_mad
 def test_reading_ahead_is_bounded(model, photos, monkeypatch, tmp_path):
     """A slow engine and fast readers: no more waits than was said."""
     inputs = PictureFiles(["photos/page2.png"] * 1, Question(QUESTION, None, SamplingParams(max_tokens=2)))
-    inputs.items = tuple(work.Item(f"{index}", "d") for index in range(60))
+    inputs.items = tuple(work.Item(f"{index}", "d") for index in range(40))
     asked = PictureFiles(["photos/page2.png"], Question(QUESTION, None, SamplingParams(max_tokens=2))).read(
         0, model
     )
@@ -211,8 +230,8 @@ def test_reading_ahead_is_bounded(model, photos, monkeypatch, tmp_path):
         ahead_most = max(ahead_most, len(started) - tally.done)
 
     with AnswerFile(tmp_path / "a.jsonl") as file:
-        assert work.answer_all(model, inputs, range(60), file, report).answered == 60
-    assert sorted(started) == list(range(60))
+        assert work.answer_all(model, inputs, range(40), file, report).answered == 40
+    assert sorted(started) == list(range(40))
     most = model.engine.options.max_requests + work._READERS + 1
     assert ahead_most <= most
 
@@ -261,7 +280,7 @@ def test_a_stopped_batch_goes_on_from_its_last_line(folder, tmp_path, sign):
     """However it ends, the file has whole lines, and the second run asks only what the first did not."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    names = [f"{index}.png" for index in range(120)]
+    names = [f"{index}.png" for index in range(40)]
     for index, name in enumerate(names):
         picture = Image.open(PICTURES / "shapes.png")
         picture.resize((64 + 16 * (index % 5), 64 + 16 * (index % 3))).save(photos / name)
@@ -275,6 +294,8 @@ def test_a_stopped_batch_goes_on_from_its_last_line(folder, tmp_path, sign):
         "Describe.",
         "--max-tokens",
         "16",
+        "--threads",
+        "1",
     ]
     command += ["--model", str(folder), "--out", str(tmp_path / "a.jsonl"), "--json"]
     with subprocess.Popen(
@@ -289,14 +310,14 @@ def test_a_stopped_batch_goes_on_from_its_last_line(folder, tmp_path, sign):
     data = (tmp_path / "a.jsonl").read_bytes()
     assert data.endswith(b"\n")
     kept = len(lines(tmp_path / "a.jsonl"))
-    assert 5 <= kept < 120
+    assert 5 <= kept < 40
     if sign == signal.SIGINT:
         assert process.returncode == 130 and out == b""
-        assert f"stopped with {120 - kept} to go".encode() in err and b"Traceback" not in err
+        assert f"stopped with {40 - kept} to go".encode() in err and b"Traceback" not in err
     done = subprocess.run(command, env=environment(tmp_path), cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert (figures["finished_before"], figures["answered"]) == (kept, 120 - kept)
+    assert (figures["finished_before"], figures["answered"]) == (kept, 40 - kept)
     assert [os.path.basename(name) for name in texts(tmp_path / "a.jsonl")] == names
 
 
@@ -416,6 +437,7 @@ def test_a_byte_order_mark_and_blank_lines_are_no_requests(tmp_path, model):
         (["photos", "--prompt", "?", "--system", ""], "--system is empty"),
         (["photos", "--prompt", "?", "--allow-host", "a.example"], "--allow-host is for a file of requests"),
         (["photos", "--prompt", "?", "--dpi", "90"], "--dpi is for the pages of a PDF"),
+        (["photos", "--prompt", "?", "--each-page"], "--each-page is for the pages of a PDF"),
         (["http://a.example/a.png", "--prompt", "?"], "add --allow-url"),
         (["-", "--prompt", "?"], "standard input"),
         (["in.jsonl", "photos"], "a file of requests is given alone"),
@@ -431,6 +453,11 @@ def test_wrong_usage_is_a_sentence(batch, photos, arguments, words):
     done = batch("--out", "a.jsonl", *arguments)
     assert done.exit_code == 2 and done.stdout == ""
     assert words in done.stderr and done.stderr.count("\n") <= 2
+
+
+def test_a_missing_out_is_a_sentence(batch, photos):
+    done = batch("photos", "--prompt", "?")
+    assert done.exit_code == 2 and "--out is missing" in done.stderr
 
 
 def test_folders_and_patterns_without_pictures(photos):

@@ -20,6 +20,9 @@ from pixedge.errors import ImageError, MessageError, PixedgeError, UsageError
 from pixedge.sampling import SamplingParams
 from tests.engines import again, check_books
 from tests.exported_demo import PICTURES, ROOT, environment, exported_demo
+from tests.pdf_files import coloured, write
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPES = PICTURES / "shapes.png"
 LONG = "(red|green|blue)( red| green| blue){2000}"
@@ -260,6 +263,26 @@ def test_an_address_needs_leave_everywhere(chat, tmp_path):
     for line in ("/image http://127.0.0.1:9/a.png", "/load talk.json"):
         with pytest.raises(UsageError, match="allow-url"):
             session.take(line)
+
+
+def test_pages_of_a_document_and_a_picture_from_an_address(chat, tmp_path, monkeypatch):
+    pytest.importorskip("pypdfium2")
+    write(tmp_path / "r.pdf", coloured((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    monkeypatch.setattr("pixedge.fetch.fetch_image", lambda url, limits: SHAPES.read_bytes())
+    session = chat(allow_url=True)
+    assert session("/image r.pdf[2-3]")[1] == "attached r.pdf[2-3] (2 pages)\n"
+    session("/image https://example.com/a.png")
+    sizes = [each.size for one in session.conversation.attachments for each in one.pictures]
+    assert len(sizes) == 3 and sizes[2] == (176, 128)
+    red, green, blue = session.conversation.waiting[0].pictures[1].getpixel((5, 5))
+    assert blue > 200 > red + green
+    session("What is this?")
+    session("/save talk.json")
+    session("/load talk.json")
+    assert session.conversation.n_pictures == 3
+    monkeypatch.setattr("pixedge.fetch.fetch_image", lambda url, limits: (PICTURES / "sign.png").read_bytes())
+    with pytest.raises(ImageError, match=r"a\.png is not what it was"):
+        session.take("/load talk.json")
 
 
 @pytest.mark.parametrize("line", ["/foo", "/foo bar", "/image", "/image none.png", "/image none*.png"])

@@ -6,7 +6,7 @@ from pixedge.prediction import Machine, Stage
 from pixedge.profile.rows import Row, binding, limit_seconds, row_record
 from pixedge.profile.samples import Samples
 
-MACHINE = Machine("m", 100.0, 1000.0, ((1, 0.5), (4, 0.25)), 0.8, 0.4, measured=True)
+MACHINE = Machine("m", 100.0, 1000.0, ((1, 0.5), (4, 0.25)), 0.8, 0.4, measured=True, attention=0.1)
 
 
 def row(**given):
@@ -34,7 +34,9 @@ def test_a_stage_is_bound_by_the_slower_of_its_limits():
 
 def test_the_object_of_a_row():
     work = (Stage(50.0, 1.0),) * 8
-    found = row_record(row(work=work, amount=8, layered=True, rest=1.0, tokens=8), MACHINE, 10, 2)
+    found = row_record(
+        row(work=work, begin=work[0], amount=8, layered=True, rest=1.0, tokens=8), MACHINE, 10, 2
+    )
     assert found["seconds"] == 2.0 and found["spread"] == 0.5 and found["runs"] == [2.0, 1.0, 3.0]
     assert found["rate"] == 4.0 and found["unit"] == "tokens"
     assert found["limit_seconds"] == 4.0 and found["share_of_limit"] == 2.0 and found["bound"] == "bandwidth"
@@ -44,8 +46,15 @@ def test_the_object_of_a_row():
 
 @pytest.mark.parametrize(("answers", "share"), [(1, 0.5), (3, 0.5), (4, 0.25), (16, 0.25)])
 def test_a_prediction_goes_by_the_answers_at_a_time(answers, share):
-    found = row_record(row(work=(Stage(100.0, 1.0),), answers=answers), MACHINE, 2, 2)
+    work = Stage(100.0, 1.0)
+    found = row_record(row(work=(work,), begin=work, answers=answers), MACHINE, 2, 2)
     assert found["predicted_seconds"] == 1.0 / share
+
+
+def test_keys_and_values_of_what_stands_before_are_read_at_a_share_of_their_own():
+    """A step of 100 bytes of weights and 10 of keys: 1 s over 0.5, and 0.1 s over 0.1."""
+    found = row_record(row(work=(Stage(110.0, 1.0),), begin=Stage(100.0, 1.0)), MACHINE, 2, 2)
+    assert found["predicted_seconds"] == pytest.approx(2.0 + 1.0)
 
 
 def test_a_first_token_is_pictures_and_then_the_prompt():

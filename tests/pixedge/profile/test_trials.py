@@ -8,9 +8,14 @@ import torch
 import pixedge
 from pixedge.errors import CapacityError
 from pixedge.kernels.attention import PAGE
+from pixedge.profile.bench import Bench, Job
 from pixedge.profile.drawn_picture import drawn_jpeg
 from pixedge.profile.questions import Asking, ask
+from pixedge.profile.rows import Skipped
+from pixedge.profile.settings import Settings
 from pixedge.profile.spans import Recorder
+from pixedge.profile.subject import Subject
+from pixedge.profile.text_rows import decode_jobs, prefill_jobs
 from pixedge.profile.trials import Trials, endless
 from tests.engines import check_books
 from tests.exported_demo import exported_demo
@@ -157,3 +162,15 @@ def test_fewer_requests_than_answers_at_a_time(model):
         assert not Trials(model).fits(0, 3, 4) and Trials(model).fits(0, 2, 4)
     finally:
         engine.options = before
+
+
+def test_rows_for_which_there_is_no_room_are_named_with_the_reason(model):
+    settings = Settings(prompts=(64, 1024), depths=(0, 2000), batches=(3, 17))
+    bench = Bench(Subject("demo", model, model.config), settings, Trials(model))
+    found = [*prefill_jobs(bench), *decode_jobs(bench)]
+    assert [each.name for each in found if isinstance(each, Job)] == ["pp64", "tg128", "tg32 b3"]
+    assert [each for each in found if isinstance(each, Skipped)] == [
+        Skipped("pp1024", "1,025 tokens, and there is room for 1,024"),
+        Skipped("tg128 @ d2000", "2,128 tokens, and there is room for 1,024"),
+        Skipped("tg32 b17", "17 answers, and 16 can be under way at a time"),
+    ]

@@ -56,37 +56,29 @@ def states(page):
     yield "curl"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(visit, scheme):
-    page = visit(color_scheme=scheme)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 390)])
+def test_every_state_is_there_for_everybody(visit, scheme, width):
+    phone = {"is_mobile": True, "has_touch": True} if width < 1000 else {}
+    page = visit(viewport={"width": width, "height": 700}, color_scheme=scheme, **phone)
     for state in states(page):
+        # text can be read
         found = check(page, "contrast")
         assert len(found) > 5
         assert min(found) >= [4.5], (state, min(found))
-    ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    assert ground == ("rgb(247, 246, 242)" if scheme == "light" else "rgb(20, 23, 26)")
-
-
-def test_everything_has_a_name(visit):
-    page = visit()
-    for state in states(page):
+        assert min(check(page, "textSizes")) >= 14
+        # everything has a name, and what it refers to is there once
         for tag, id, name in check(page, "names"):
             assert (name or "").strip() not in ("", "×", "←", "→"), (state, tag, id)
         ids = check(page, "ids")
         assert len(ids) == len(set(ids))
         assert set(check(page, "described")) <= set(ids)
+        # nothing is too small to be hit, or wider than the window
         assert check(page, "smallTargets") == [], state
+        assert check(page, "tooWide") == [], state
+    ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert ground == ("rgb(247, 246, 242)" if scheme == "light" else "rgb(20, 23, 26)")
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.locator("h1").count() == 1
-
-
-@pytest.mark.parametrize("width", [390, 1100])
-def test_nothing_is_wider_than_the_window(visit, width):
-    phone = {"is_mobile": True, "has_touch": True} if width < 1000 else {}
-    page = visit(viewport={"width": width, "height": 700}, **phone)
-    for state in states(page):
-        assert check(page, "tooWide") == [], state
-        assert min(check(page, "textSizes")) >= 14
 
 
 def test_an_answer_is_told_once_it_is_there(visit):

@@ -233,6 +233,16 @@ def test_figures(model):
         check_nothing_is_held(server)
 
 
+def test_choices_share_a_long_prompt(model):
+    """Of one that is longer than a step, the second choice knows what the first one computed in that."""
+    assert model.engine.options.prefill_chunk == 512
+    with serving(model) as server, httpx.Client(base_url=server.url) as client:
+        body = ask("shared " * 265, max_tokens=1, n=2)
+        assert client.post(CHAT, json=body).json()["usage"]["prompt_tokens"] > 512
+        text = client.get("/metrics").text
+        assert metric(text, "pixedge_cached_prompt_tokens_total") == 512
+
+
 def test_what_is_streamed_comes_at_once_or_in_frames(model):
     """With steps of 40 ms every token comes for itself; with fast ones a frame holds many."""
 

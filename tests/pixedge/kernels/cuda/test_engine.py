@@ -47,16 +47,16 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def test_logits_are_those_of_the_decoder_in_torch(pair: Pair) -> None:
-    """A prompt with pictures in two chunks, the last of two tokens, then an answer."""
+def test_logits_are_those_of_the_decoder_in_torch() -> None:
+    """A prompt with pictures in two chunks, the last of two tokens, then an answer; layers have own pages."""
+    pair = random_pair(layers=2)
     found = forced_logits(again(pair.gpu, prefill_chunk=16), mixed(pair), WORDS)
     expected = forced_logits(pair.exact, mixed(pair), WORDS)
     assert distance(found, expected) < BOUND
     assert isinstance(pair.gpu.runner, GpuRunner)
 
 
-@pytest.mark.parametrize("kind", ["own", "imported"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "dtype"), [("own", torch.bfloat16), ("imported", torch.float16)])
 def test_either_type_and_other_quantisers_weights(kind: str, dtype: torch.dtype) -> None:
     """Zero points that are not 8, columns in another order, and embeddings in host memory."""
     pair = random_pair(dtype, kind=kind, on_device=False)
@@ -123,19 +123,21 @@ def test_the_device_chooses_as_the_host_does(pair: Pair) -> None:
 
 
 def test_penalties_and_plain_requests_share_a_batch(pair: Pair) -> None:
-    engine = again(pair.gpu)
-    plain, penalised = (
-        {"max_tokens": 2},
-        {"max_tokens": 2, "presence_penalty": 2.0, "repetition_penalty": 9.0},
+    """A prompt of which the model says a word again, unless that is made unlikely."""
+    engine, exact = again(pair.gpu), again(pair.exact)
+    asked = next(
+        prompt
+        for prompt in (text(seed, 5) for seed in range(200))
+        if sampled(exact, prompt, max_tokens=1)[0] in prompt.ids
     )
-    alone = [sampled(engine, text(5, 3), **plain), sampled(engine, text(5, 3), **penalised)]
-    requests = [
-        engine.submit(text(5, 3), Sampler(SamplingParams(**each), text(5, 3).ids))
-        for each in (plain, penalised)
-    ]
+    rules = {"max_tokens": 2}, {"max_tokens": 2, "repetition_penalty": 9.0}
+    samplers = [Sampler(SamplingParams(**rule), asked.ids) for rule in rules]
+    requests = [engine.submit(asked, sampler) for sampler in samplers]
     finish_all(engine)
-    assert [[token.id for token in request.ready] for request in requests] == alone
-    assert alone[0] != alone[1]
+    plain, penalised = ([token.id for token in request.ready] for request in requests)
+    assert plain == sampled(exact, asked, **rules[0])
+    assert penalised == sampled(exact, asked, **rules[1])
+    assert plain[0] in asked.ids and plain[0] != penalised[0]
 
 
 def test_scores_are_those_of_the_decoder_in_torch(pair: Pair) -> None:
