@@ -14,11 +14,11 @@ from pixedge.kernels.cuda.tuning import of_capability
 from pixedge.scratch import (
     CUDA_CONTEXT,
     MIB,
-    PROCESS,
     cpu_scratch,
     encoder_activations,
     gpu_scratch,
     picture_patches,
+    process_bytes,
 )
 from pixedge.stored_weights import (
     Layout,
@@ -269,12 +269,14 @@ def _plan(config: ModelConfig, setup: Setup, workload: Workload, limit: int | No
         prefill_scratch=prefill,
         decode_scratch=decode,
         cuda_context=CUDA_CONTEXT if cuda else 0,
-        process=0 if cuda else PROCESS,
+        process=0 if cuda else process_bytes(decoder),
     )
     device = _add(weights, rest)
     host = Components()
     if cuda:
-        host = Components(process=PROCESS, embeddings=embeddings if setup.host_embeddings else 0)
+        host = Components(
+            process=process_bytes(decoder), embeddings=embeddings if setup.host_embeddings else 0
+        )
     if setup.vision_device != setup.device:
         host = _add(host, encoder)
     else:
