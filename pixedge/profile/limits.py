@@ -51,7 +51,8 @@ class LimitTrial:
             self.memory = aligned_empty((size,), torch.uint8)  # in large pages, as the weights are
         self.memory.fill_(1)
         side = min(4096, int((size / 8) ** 0.5))
-        self.left, self.right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+        # Of random numbers: a GPU multiplies ones with less power, and therefore faster.
+        self.left, self.right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         self._reading: list[float] = []
         self._products: list[float] = []
 
