@@ -11,7 +11,7 @@ CALIBRATION ?= models/demo/calibration
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install run export check test test-slow bench profile interop clean
+.PHONY: help install run export check test test-gpu test-slow bench bench-gpu profile interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,18 +44,26 @@ check: .venv/.developing ## lint and type-check
 test: .venv/.developing ## the test suite, without slow and GPU tests
 	$(BIN)/python -m pytest -q
 
+test-gpu: .venv/.developing ## the tests that need a CUDA device; last line is JSON
+	$(BIN)/python -m pytest -q -m gpu
+
 test-slow: .venv/.developing ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow
 
-bench: .venv/.developing ## time decoder and encoder in Pixtral-12B's shape beside other engines; last line is JSON
+bench: .venv/.developing ## time decoder, encoder, server and formats beside other engines; last lines are JSON
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/constraint.py
 
-profile: $(OUT)/pixedge.json ## time the demo's answers by stage
-	$(BIN)/python benchmarks/answers.py --model $(OUT)
+bench-gpu: .venv/.developing ## the same on a CUDA device, in Pixtral-12B's shape below 24 GiB; last line is JSON
+	$(BIN)/python benchmarks/gpu.py
+
+profile: $(OUT)/pixedge.json ## measure the demo by stage and draw profile.html
+	$(BIN)/pixedge profile --model $(OUT) --html profile.html
 
 interop: $(OUT)/pixedge.json .venv/.developing ## ask vLLM, transformers and pixedge the same questions and compare
 	$(BIN)/python tests/interop/run.py $(OUT)
 
 clean: ## remove .venv, caches and the demo's export
-	rm -rf .venv .interop build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis models/demo-pixedge-4bit
+	rm -rf .venv .interop build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis models/demo-pixedge-4bit profile.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
