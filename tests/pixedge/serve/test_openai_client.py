@@ -87,16 +87,23 @@ def test_a_second_turn(client):
     assert answer.choices[0].message.content == "The circle is red."
 
 
-def test_two_pictures_and_a_system_message(client):
-    messages = [{"role": "system", "content": "Look at both."}]
-    messages += about("Which picture has the red square?", "first.png", "second.png")
-    answer = client.chat.completions.create(model="star", messages=messages)
-    assert answer.usage.prompt_tokens_details.image_tokens == 2 * 42  # 7 by 6 patches each
-    turned = client.chat.completions.create(
-        model="star", messages=about("Which picture has the red square?", "second.png", "first.png")
-    )
-    words = [each.choices[0].message.content for each in (answer, turned)]
+def test_two_pictures_in_their_order(client):
+    question = "Which picture has the red square?"
+    answers = [
+        client.chat.completions.create(model="star", messages=about(question, *names))
+        for names in (("first.png", "second.png"), ("second.png", "first.png"))
+    ]
+    words = [answer.choices[0].message.content for answer in answers]
     assert words == ["The second picture.", "The first picture."]
+    assert answers[0].usage.prompt_tokens_details.image_tokens == 2 * 42  # 7 by 6 patches each
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_an_instruction_ahead(client, role):
+    """It is a part of the prompt, whichever of its two names it goes by."""
+    messages = [{"role": role, "content": "Look twice."}, *STAR]
+    answer = client.chat.completions.create(model="star", messages=messages, max_tokens=4)
+    assert answer.usage.prompt_tokens > 109 and answer.usage.prompt_tokens_details.image_tokens == 88
 
 
 def test_choices_and_seeds(client):
