@@ -42,7 +42,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=int,
     callback=option_values.count,
     metavar="N",
-    help="With --synthetic: decoder layers to make, the others are reckoned [all].",
+    help="With --synthetic: decoder layers to make; others are reckoned [all].",
 )
 @click.option(
     "--image", "images", metavar="X", multiple=True, help="Picture to ask about; repeatable [drawn ones]."

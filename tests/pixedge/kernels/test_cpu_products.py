@@ -69,8 +69,12 @@ def assert_within_the_bound(found: Tensor, x: Tensor, weight: Tensor, group: int
     bound = off + 1e-5 * terms + (exact.abs() + off) * UNIT + 1e-30
     assert found.dtype == torch.bfloat16 and found.shape == exact.shape
     assert bool(((found.double() - exact).abs() <= bound).all())
-    if found.numel() > 200:  # roundings are random: their sum stays far below
-        assert float((found.double() - exact).norm()) < 0.02 * float(exact.norm())
+    # Roundings are random, evenly spread over a step: their sum stays far below. Four standard deviations,
+    # because all outputs share them: where zero points give weights a mean, they are all off by the same draw.
+    steps = sizes.repeat_interleave(group, dim=1).square() / 12 @ weight.double().square().t()
+    expected = (steps + (exact.abs() * UNIT).square() / 12).sum().sqrt()
+    if found.numel() > 200:
+        assert float((found.double() - exact).norm()) < 4 * float(expected)
 
 
 def product(linear: Int4Linear | Int8Linear, x: Tensor) -> Tensor:
