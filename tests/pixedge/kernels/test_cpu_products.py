@@ -70,7 +70,7 @@ def assert_within_the_bound(found: Tensor, x: Tensor, weight: Tensor, group: int
     assert found.dtype == torch.bfloat16 and found.shape == exact.shape
     assert bool(((found.double() - exact).abs() <= bound).all())
     # Roundings are random, evenly spread over a step: their sum stays far below. Four standard deviations,
-    # because all outputs share them: where zero points give weights a mean, they are all off by the same draw.
+    # because all outputs share them: where zero points give weights a mean, they are off by the same draw.
     steps = sizes.repeat_interleave(group, dim=1).square() / 12 @ weight.double().square().t()
     expected = (steps + (exact.abs() * UNIT).square() / 12).sum().sqrt()
     if found.numel() > 200:
