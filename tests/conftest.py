@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Both are asked for before triton is imported and CUDA is begun with.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # What runs in a shell's background inherits this, and so would every program that a test interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

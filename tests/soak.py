@@ -1,6 +1,6 @@
 """Ask a model many questions of random sizes and say how much memory it held; the last line is JSON.
 
-    python tests/soak.py FOLDER [--requests 200] [--context 4096] [--seed 0] [load's arguments as JSON]
+    python -m tests.soak FOLDER [--requests 200] [--context 4096] [--seed 0] [load's arguments as JSON]
 
 Held is what the system cannot take back: all of the process but its mapped model files, which are cache.
 """
@@ -125,29 +125,29 @@ def main() -> None:
     for _ in range(4):  # fills the cache and the kept pictures
         finish(engine, [submit(engine, *random_request(model, rng, longest // 2)) for _ in range(MOST)])
     warm = meter.take()
-    peaks, done = [], 0
-    while done < args.requests:
-        batch = rng.randint(1, min(MOST, args.requests - done))
-        finish(
-            engine,
-            [
-                submit(engine, *random_request(model, rng, rng.choice([64, longest // 4, longest])))
-                for _ in range(batch)
-            ],
-        )
-        done += batch
-        peaks.append(meter.take())
+    # The same requests twice: what they take at most depends on their mix, so only a second time can tell
+    # whether anything is left behind.
+    passes: list[list[int]] = []
+    for _ in range(2):
+        rng, peaks, done = random.Random(args.seed + 1), [], 0
+        while done < args.requests // 2:
+            batch = rng.randint(1, min(MOST, args.requests // 2 - done))
+            lengths = [rng.choice([64, longest // 4, longest]) for _ in range(batch)]
+            finish(engine, [submit(engine, *random_request(model, rng, length)) for length in lengths])
+            done += batch
+            peaks.append(meter.take())
+        passes.append(peaks)
     code = code_bytes(args.folder)
     print(
         json.dumps(
             {
-                "requests": done,
+                "requests": 2 * done,
                 "planned": plan.total,
                 "unfilled": plan.kept_pictures - engine.runner.pictures.held,
                 "components": plan.to_json()["device"],
                 "loading": loading + code,
                 "warm": warm + code,
-                "peaks": [peak + code for peak in peaks],
+                "peaks": [[peak + code for peak in peaks] for peaks in passes],
                 "code": code,
             }
         )

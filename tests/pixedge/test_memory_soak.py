@@ -33,7 +33,7 @@ MIDDLE = ModelConfig(
 
 
 def soak(base: Path, folder: Path, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "tests" / "soak.py"), str(folder), *arguments]
+    command = [sys.executable, "-m", "tests.soak", str(folder), *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(base), capture_output=True, text=True, timeout=3000
     )
@@ -41,20 +41,18 @@ def soak(base: Path, folder: Path, *arguments: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(
         {name: found[name] for name in ("requests", "planned", "loading", "warm", "code")},
-        max(found["peaks"]),
+        [max(peaks) for peaks in found["peaks"]],
     )
     return found
 
 
 def check(found: dict[str, Any]) -> None:
-    most = max(found["peaks"])
-    assert most <= found["planned"]
+    once, again = (max(peaks) for peaks in found["peaks"])
+    assert max(found["warm"], once, again) <= found["planned"]
     # what pictures may take and did not is no error of the plan
-    assert found["planned"] - found["unfilled"] < 1.05 * most
-    assert found["warm"] <= found["planned"]
-    # the later half holds no more than the earlier one, but for the last pages of an allocator
-    half = len(found["peaks"]) // 2
-    assert max(found["peaks"][half:]) <= 1.005 * max(found["warm"], *found["peaks"][:half])
+    assert found["planned"] - found["unfilled"] < 1.05 * once
+    # the same requests a second time take no more, but for the last pages of an allocator
+    assert again <= 1.01 * once
 
 
 @pytest.mark.slow
