@@ -50,9 +50,9 @@ test-gpu: .venv/.developing ## the tests that need a CUDA device; last line is J
 test-slow: .venv/.developing ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow
 
-bench: .venv/.developing ## time decoder, encoder, server and formats beside other engines; last lines are JSON
+bench: $(OUT)/pixedge.json .venv/.developing ## time decoder, encoder, server and formats beside other engines; last lines are JSON
 	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py --model $(OUT)
 	$(BIN)/python benchmarks/constraint.py
 
 bench-gpu: .venv/.developing ## the same on a CUDA device, in Pixtral-12B's shape below 24 GiB; last line is JSON
