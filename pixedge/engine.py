@@ -45,8 +45,7 @@ class EngineOptions:
     have 16 bits. cache_tokens: places for tokens of all requests together; None is what plan_cache allows.
     max_requests: those under way at a time. prefill_chunk: tokens of prompts a step takes, which bounds its
     activations and keeps a matrix product busy. shared_chunk: the same while others wait for a token,
-    which comes only when the step is done. picture_bytes: embeddings kept for later questions. memory_limit:
-    most bytes of the device that the process may hold; None is what is free.
+    which comes only when the step is done. picture_bytes: embeddings kept for later questions.
     """
 
     kv_bits: Literal[8, 16] | None = None
@@ -55,7 +54,6 @@ class EngineOptions:
     prefill_chunk: int = 512
     shared_chunk: int = 64
     picture_bytes: int = 256 << 20
-    memory_limit: int | None = None
 
 
 class Engine:
@@ -90,7 +88,6 @@ class Engine:
             self.kv_bits,
             device,
             self.options.cache_tokens,
-            self.options.memory_limit,
         )
         pool = PagePool.allocate(config.decoder, tokens // PAGE, dtype, device, bits=self.kv_bits)
         self._make_runner = prepare_runner(

@@ -1,9 +1,10 @@
 """``pixedge.load``: an exported folder to a model that answers."""
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
@@ -24,8 +25,21 @@ from pixedge.stored_weights import Layout
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import VisionSession, vision_form
 
+if TYPE_CHECKING:
+    from pixedge.decoder import Decoder
+    from pixedge.gpu_decoder import GpuDecoder
+
+TOKENIZER_FILE = "tekken.json"
 KV_BITS: dict[str, Literal[8, 16] | None] = {"auto": None, "16bit": 16, "8bit": 8}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class MakeDecoder(Protocol):
+    """What gives a model its decoder."""
+
+    def __call__(self, *, host_embeddings: bool) -> "Decoder | GpuDecoder":
+        """Give a decoder on its device; host_embeddings: with its token embeddings in host memory."""
+        ...
 
 
 @told()
@@ -93,38 +107,61 @@ def load(
         max_requests=max_requests,
         max_image_size=max_image_size,
     )
-    enforce(plan, place)
-    tokenizer = Tokenizer(
-        artifact.folder / "tekken.json", artifact.config.vision, artifact.config.decoder.vocab_size
-    )
-    decoder = load_any_decoder(
-        artifact,
-        chosen,
+    decoder = functools.partial(load_any_decoder, artifact, chosen, place, _phase(progress, "weights"))
+    return assemble(
+        artifact.config,
+        artifact.folder,
+        plan,
+        decoder,
         place,
-        lambda done, total: progress("weights", done, total) if progress else None,
-        host_embeddings=bool(plan.setup.host_embeddings),
+        vision_place,
+        chosen,
+        threads=threads,
+        max_image_size=max_image_size,
+        start=start,
+        progress=progress,
     )
+
+
+def assemble(
+    config: ModelConfig,
+    folder: Path,
+    plan: Plan,
+    make_decoder: MakeDecoder,
+    place: torch.device,
+    vision_place: torch.device,
+    dtype: torch.dtype,
+    *,
+    threads: int | None,
+    max_image_size: int | None,
+    start: float,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Model:
+    """Make a model as the plan has it; the arguments are ``load``'s, resolved.
+
+    folder: holds tokenizer and encoder. make_decoder(host_embeddings=) gives the decoder. start: when loading
+    began, by time.perf_counter.
+    """
+    enforce(plan, place)
+    tokenizer = Tokenizer(folder / TOKENIZER_FILE, config.vision, config.decoder.vocab_size)
+    decoder = make_decoder(host_embeddings=bool(plan.setup.host_embeddings))
     if progress:
         progress("vision", 0, 1)
-    exact = chosen == torch.float32
-    vision = VisionSession(artifact.folder, artifact.config, vision_place, threads, plan.arena, exact)
+    exact = dtype == torch.float32
+    vision = VisionSession(folder, config, vision_place, threads, plan.arena, exact)
     if vision_place.type == "cuda":
         # takes all the memory that a picture will ever need, before anything is answered
         vision.warm_up(max_image_size)
     if progress:
         progress("vision", 1, 1)
-    engine = Engine(
-        artifact.config,
-        decoder,
-        vision,
-        place,
-        chosen,
-        tokenizer.stop_ids,
-        engine_options(plan),
-        lambda done, total: progress("kernels", done, total) if progress else None,
-    )
-    seconds = time.perf_counter() - start
-    return Model(artifact.config, engine, tokenizer, artifact.folder, seconds, max_image_size, plan)
+    options, kernels = engine_options(plan), _phase(progress, "kernels")
+    engine = Engine(config, decoder, vision, place, dtype, tokenizer.stop_ids, options, kernels)
+    return Model(config, engine, tokenizer, folder, time.perf_counter() - start, max_image_size, plan)
+
+
+def _phase(progress: Callable[[str, int, int], None] | None, name: str) -> Callable[[int, int], None] | None:
+    """Give what reports one phase of loading."""
+    return functools.partial(progress, name) if progress else None
 
 
 def plan_model(

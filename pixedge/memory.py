@@ -29,7 +29,6 @@ def plan_cache(
     bits: int,
     device: "torch.device",
     tokens: int | None,
-    limit: int | None = None,
 ) -> int:
     """Return how many tokens the cache is to hold, a multiple of 16; the weights are loaded by now.
 
@@ -38,9 +37,6 @@ def plan_cache(
     more than is free.
     """
     each, free = token_bytes(config, bits, dtype.itemsize), free_memory(device)
-    if limit is not None:
-        left = max(0, limit - held_memory(device))
-        free = left if free is None else min(free, left)
     wanted = -(-(tokens or config.context) // PAGE) * PAGE
     if free is None or wanted * each <= max(free - SPARE_BYTES, free // 2):
         return wanted
@@ -92,15 +88,6 @@ def limit_memory(device: "torch.device", limit: int) -> None:
 
         total = torch.cuda.mem_get_info(device)[1]
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
-
-
-def held_memory(device: "torch.device") -> int:
-    """Return the bytes of ``device`` that this process holds: RAM in use, or what torch took of a GPU."""
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.memory_reserved(device))
-    return held_ram()
 
 
 def held_ram() -> int:

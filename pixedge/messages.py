@@ -222,15 +222,28 @@ def _data_url_bytes(where: str, url: object) -> bytes:
     """Give the bytes inside data:…;base64,…; anything that would have to be opened is refused."""
     if not isinstance(url, str):
         raise MessageError(f"{where} has an image_url of type {type(url).__name__}; give a data: URL")
-    scheme, colon, rest = url.partition(":")
+    scheme, colon, _ = url.partition(":")
     if not colon or scheme.lower() != "data":
         raise MessageError(
             f"{where} points to {shown(url)}, which pixedge does not open; fetch the picture first and pass"
             " its bytes, or a data: URL"
         )
-    header, comma, payload = rest.partition(",")
+    return decode_data_url(where, url)
+
+
+def decode_data_url(where: str, url: str, most: int | None = None) -> bytes:
+    """Give the bytes inside data:…;base64,… of the message part ``where``, at most ``most`` of them.
+
+    Raises MessageError for what is not base64, ImageError for more bytes, before they are decoded.
+    """
+    header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise MessageError(f"{where} has a data: URL without ;base64,; encode the picture's bytes in base64")
+    size = len(payload) // 4 * 3 - payload[-2:].count("=")
+    if most is not None and size > most:
+        raise ImageError(
+            f"the picture of {where} has {size:,} bytes and the limit is {most:,}; make the picture smaller"
+        )
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):

@@ -26,9 +26,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from labels import CLASSES, COUNTED
-from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
+from pixedge.config import ModelConfig
 from pixedge.decoder import Decoder, WholeSequences
 from pixedge.image import to_pixels
+from pixedge.known_shapes import DEMO as CONFIG
 from pixedge_export.checkpoint import save_checkpoint
 from pixedge_export.encoder import VisionEncoder
 from scenes import TASKS, Task, make_example
@@ -38,35 +39,6 @@ BOS, EOS, INST, INST_END = 1, 2, 3, 4
 # What the encoder is shown while it trains alone: letters, relations and counts take it longest.
 SEEING: tuple[tuple[Task, ...] | None, ...] = (("word", "number"), ("position",), ("count",), None)
 SIDES = range(64, 225, 16)  # pixels
-
-CONFIG = ModelConfig(
-    decoder=DecoderConfig(
-        dim=256,
-        n_layers=4,
-        n_heads=6,
-        n_kv_heads=2,
-        head_dim=64,
-        ffn_dim=512,
-        vocab_size=3072,
-        norm_eps=1e-5,
-        rope_theta=1e5,
-        context=4096,
-    ),
-    vision=VisionConfig(
-        dim=256,
-        n_layers=4,
-        n_heads=4,
-        ffn_dim=384,
-        n_channels=3,
-        patch_size=16,
-        image_size=256,
-        rope_theta=1e3,
-        norm_eps=1e-5,
-        image_token_id=IMG,
-        image_break_token_id=IMG_BREAK,
-        image_end_token_id=IMG_END,
-    ),
-)
 
 
 @dataclass(frozen=True)

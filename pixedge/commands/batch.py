@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixedge.commands import option_values
 from pixedge.commands.model_options import ModelOptions, model_options
-from pixedge.commands.pictures import check_sources
+from pixedge.commands.pictures import DPI, check_sources
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.errors import UsageError
 from pixedge.terminal import duration, note, progress
@@ -50,13 +49,7 @@ class Doors:
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="File of answers [none].")
 @click.option("--prompt", metavar="TEXT", help="Question about each picture [none].")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the question [none].")
-@click.option(
-    "--dpi",
-    type=int,
-    callback=option_values.count,
-    metavar="N",
-    help="Dots per inch of PDF pages [what the model takes].",
-)
+@DPI
 @click.option("--each-page", is_flag=True, help="Ask about each page of a PDF by itself.")
 @click.option("--allow-url", is_flag=True, help="Let sources be http(s) addresses of pictures.")
 @click.option(

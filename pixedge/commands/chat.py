@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from pixedge.commands import option_values
 from pixedge.commands.model_options import ModelOptions, model_options
-from pixedge.commands.pictures import check_sources
+from pixedge.commands.pictures import DPI, check_sources
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import PixedgeError, UsageError
@@ -34,13 +33,7 @@ Examples:
     multiple=True,
     help="Picture for the first message, as in run; repeatable [none].",
 )
-@click.option(
-    "--dpi",
-    type=int,
-    callback=option_values.count,
-    metavar="N",
-    help="Dots per inch of PDF pages [what the model takes].",
-)
+@DPI
 @click.option("--allow-url", is_flag=True, help="Let --image and /image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
 @click.option("--load", "transcript", metavar="FILE", help="Go on with what /save wrote [a new one].")

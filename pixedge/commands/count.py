@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixedge.commands import option_values
-from pixedge.commands.model_options import MODEL, ModelOptions
-from pixedge.commands.pictures import check_sources, expand_sources, read_pictures
+from pixedge.commands.model_options import MAX_IMAGE_SIZE, MODEL, ModelOptions
+from pixedge.commands.pictures import DPI, check_sources, expand_sources, read_pictures
 from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.errors import ArtifactError
 from pixedge.terminal import table
@@ -33,18 +32,10 @@ Examples:
     multiple=True,
     help="File, PDF, 'pattern', - (stdin) or URL; repeatable [none].",
 )
-@click.option(
-    "--dpi", type=int, callback=option_values.count, metavar="N", help="For PDF pages [to the model's size]."
-)
+@DPI
 @click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
-@click.option(
-    "--max-image-size",
-    type=int,
-    callback=option_values.count,
-    metavar="PX",
-    help="Cap on a picture's longer side [the model's].",
-)
+@MAX_IMAGE_SIZE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def count(
     question: str | None,

@@ -92,6 +92,13 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MODEL = click.option("--model", metavar="DIR", help="Exported folder [$PIXEDGE_MODEL, else the last export].")
+MAX_IMAGE_SIZE = click.option(
+    "--max-image-size",
+    type=int,
+    callback=option_values.count,
+    metavar="PX",
+    help="Cap on a picture's longer side [the model's].",
+)
 KV_CACHE = click.option(
     "--kv-cache",
     "--kv",
@@ -111,13 +118,7 @@ VRAM_LIMIT = click.option(
 )
 _OPTIONS = (
     MODEL,
-    click.option(
-        "--max-image-size",
-        type=int,
-        callback=option_values.count,
-        metavar="PX",
-        help="Cap on a picture's longer side [the model's].",
-    ),
+    MAX_IMAGE_SIZE,
     click.option(
         "--device",
         callback=option_values.device,

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import click
+
+from pixedge.commands import option_values
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import ImageError, UsageError
 
@@ -16,6 +19,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pixedge.image import ImageLimits
+
+DPI = click.option(
+    "--dpi",
+    type=int,
+    callback=option_values.count,
+    metavar="N",
+    help="Dots per inch of PDF pages [what the model takes].",
+)
 
 
 def check_sources(sources: Sequence[str], allow_url: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pixedge.commands import option_values
-from pixedge.commands.model_options import KV_CACHE, VRAM_LIMIT
+from pixedge.commands.model_options import KV_CACHE, MAX_IMAGE_SIZE, VRAM_LIMIT
 from pixedge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,13 +43,7 @@ Exits with 0 where it fits and with 1 where it does not.
 @click.option(
     "--batch", type=int, default=1, callback=option_values.count, metavar="N", help="Answers at a time [1]."
 )
-@click.option(
-    "--max-image-size",
-    type=int,
-    callback=option_values.count,
-    metavar="PX",
-    help="Cap on a picture's longer side [the model's].",
-)
+@MAX_IMAGE_SIZE
 @VRAM_LIMIT
 @KV_CACHE
 @click.option(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pixedge.commands import answer_figures, option_values
+from pixedge.commands import answer_figures
 from pixedge.commands.model_options import ModelOptions, model_options
-from pixedge.commands.pictures import check_sources, longest_side, read_pictures
+from pixedge.commands.pictures import DPI, check_sources, longest_side, read_pictures
 from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.errors import UsageError
@@ -38,13 +38,7 @@ Examples:
     multiple=True,
     help="File, 'pattern', PDF, x.pdf[2-5], - (stdin), URL; repeatable [none].",
 )
-@click.option(
-    "--dpi",
-    type=int,
-    callback=option_values.count,
-    metavar="N",
-    help="Dots per inch of PDF pages [what the model takes].",
-)
+@DPI
 @click.option("--allow-url", is_flag=True, help="Let --image download http(s) addresses.")
 @click.option("--system", metavar="TEXT", help="Instruction ahead of the conversation [none].")
 @sampling_options

@@ -12,7 +12,7 @@ import pixedge
 from pixedge.artifact import open_artifact
 from pixedge.cards import CPU_REFERENCE, card_machine
 from pixedge.config import ModelConfig
-from pixedge.loading import DTYPES, choose_device
+from pixedge.loading import DTYPES, TOKENIZER_FILE, choose_device
 from pixedge.prediction import Machine
 from pixedge.profile.bench import Bench
 from pixedge.profile.limits import Limits, measure_limits
@@ -22,7 +22,7 @@ from pixedge.profile.profiler import PROFILE, Report, measure
 from pixedge.profile.record import profile_record
 from pixedge.profile.settings import Settings
 from pixedge.profile.spans import Recorder
-from pixedge.profile.subject import TOKENIZER_FILE, Subject, random_subject, refuse_what_cannot_fit
+from pixedge.profile.subject import Subject, random_subject, refuse_what_cannot_fit
 from pixedge.profile.trace import trace
 from pixedge.profile.trials import Trials
 

@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pixedge.budget import plan_load
 from pixedge.config import ModelConfig
-from pixedge.engine import Engine
 from pixedge.errors import CapacityError
-from pixedge.loading import DTYPES, KV_BITS, choose_device, engine_options, held_layout, plan_model
-from pixedge.memory import enforce, usable_memory
+from pixedge.loading import DTYPES, KV_BITS, assemble, choose_device, held_layout, plan_model
+from pixedge.memory import usable_memory
 from pixedge.model import Model
 from pixedge.plan import Plan, Setup
 from pixedge.profile.limits import finish
 from pixedge.profile.random_decoder import GROUP_SIZE, random_any_decoder
-from pixedge.tokenizer import Tokenizer
-from pixedge.vision import VisionSession
 
-TOKENIZER_FILE = "tekken.json"
+if TYPE_CHECKING:
+    from pixedge.decoder import Decoder
+    from pixedge.gpu_decoder import GpuDecoder
+
 MAX_REQUESTS = 16
 """Answers that can be under way at a time, as ``pixedge.load`` has it."""
 
@@ -87,6 +87,11 @@ def random_subject(
     if threads is not None:
         torch.set_num_threads(threads)
     made = replace(config, decoder=replace(config.decoder, n_layers=layers))
+
+    def make_decoder(*, host_embeddings: bool) -> "Decoder | GpuDecoder":
+        with torch.inference_mode():
+            return random_any_decoder(made.decoder, chosen, place)
+
     try:
         plan = plan_model(
             made,
@@ -104,15 +109,18 @@ def random_subject(
         )
     except CapacityError as error:
         raise _fewer_layers(error) from None
-    enforce(plan, place)
-    tokenizer = Tokenizer(folder / TOKENIZER_FILE, made.vision, made.decoder.vocab_size)
-    with torch.inference_mode():
-        decoder = random_any_decoder(made.decoder, chosen, place)
-    vision = VisionSession(folder, made, seen, threads, plan.arena, chosen == torch.float32)
-    if seen.type == "cuda":
-        vision.warm_up(max_image_size)
-    engine = Engine(made, decoder, vision, place, chosen, tokenizer.stop_ids, engine_options(plan))
-    model = Model(made, engine, tokenizer, folder, finish(place) - start, max_image_size, plan)
+    model = assemble(
+        made,
+        folder,
+        plan,
+        make_decoder,
+        place,
+        seen,
+        chosen,
+        threads=threads,
+        max_image_size=max_image_size,
+        start=start,
+    )
     return Subject(name, model, config, synthetic=True)
 
 

@@ -1,6 +1,6 @@
 """The body of /v1/chat/completions: OpenAI's fields and pixedge's own, strictly typed.
 
-What pixedge has is read. What asks for nothing that changes an answer is let stand (_IGNORED). What asks for
+What pixedge has is read. What asks for nothing that changes an answer is let stand (IGNORED). What asks for
 something that pixedge does not have is refused unless it asks for nothing (_NEUTRAL), and every other field
 is refused by name. docs/serve.md lists them all.
 """
@@ -24,7 +24,8 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 DEFAULT_MAX_TOKENS = 1024
 
-_IGNORED = (
+# Fields of OpenAI's that may hold anything and change nothing.
+IGNORED = (
     "user",
     "metadata",
     "store",
@@ -117,7 +118,7 @@ def parse(value: object) -> ChatRequest:
     if max_image_size is not None and max_image_size < 1:
         message = f"max_image_size is {max_image_size}; give at least 1 pixel"
         raise Refusal(400, message, param="max_image_size", code="invalid_value")
-    fields.ignore(_IGNORED)
+    fields.ignore(IGNORED)
     for name, neutral in _NEUTRAL.items():
         fields.allow_only(name, *neutral)
     fields.finish()

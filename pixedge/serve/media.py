@@ -8,8 +8,6 @@ Nothing else is opened. What an outsider is told about a refused address is the 
 is not on the list, has no such name, lies in the private network or does not answer.
 """
 
-import base64
-import binascii
 import contextlib
 import os
 import re
@@ -26,7 +24,7 @@ from PIL import Image
 from pixedge.errors import ImageError, MessageError, UsageError
 from pixedge.fetch import AddressError, fetch_image
 from pixedge.image import ImageLimits, TooManyPixelsError, read_image
-from pixedge.messages import shown
+from pixedge.messages import decode_data_url, shown
 
 _HOST = re.compile(r"(\*\.)?([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = (80, 443)
@@ -172,7 +170,7 @@ class _Door:
     def _bytes(self, where: str, url: str) -> bytes:
         scheme = url[:10].partition(":")[0].lower()
         if scheme == "data":
-            return _data_bytes(where, url, self._settings.limits)
+            return decode_data_url(where, url, self._settings.limits.max_bytes)
         if scheme in ("http", "https"):
             return self._fetch(where, url)
         if scheme == "file" and self._settings.folder is not None:
@@ -200,24 +198,6 @@ class _Door:
             raise ImageError(refused) from None
         except ImageError as error:
             raise ImageError(f"{where}: {str(error).replace(url, shown(url))}") from None
-
-
-def _data_bytes(where: str, url: str, limits: ImageLimits) -> bytes:
-    header, comma, payload = url.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
-        raise MessageError(f"{where} has a data: URL without ;base64,; encode the picture's bytes in base64")
-    size = len(payload) // 4 * 3 - payload[-2:].count("=")
-    if size > limits.max_bytes:
-        raise ImageError(
-            f"the picture of {where} has {size:,} bytes and the limit is {limits.max_bytes:,};"
-            " make the picture smaller"
-        )
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
-        raise MessageError(
-            f"{where} has a data: URL that is not valid base64; encode the picture's bytes again"
-        ) from None
 
 
 def _file_bytes(where: str, url: str, folder: Path, limits: ImageLimits) -> bytes:

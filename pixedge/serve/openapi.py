@@ -8,7 +8,7 @@ from typing import Any
 
 import pixedge
 from pixedge.sampling import MAX_LOGPROBS, MAX_SEED
-from pixedge.serve.chat_request import MAX_CHOICES, MAX_MESSAGES
+from pixedge.serve.chat_request import IGNORED, MAX_CHOICES, MAX_MESSAGES
 
 _Schema = dict[str, Any]
 
@@ -169,18 +169,6 @@ def _chat_request(model: str) -> _Schema:
         ),
         **{name: _about("Let stand without effect", {}) for name in IGNORED},
     )
-
-
-# Fields of OpenAI's that may hold anything and change nothing.
-IGNORED = (
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-)
 
 
 def _message_schemas() -> dict[str, _Schema]:

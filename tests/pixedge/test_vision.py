@@ -24,6 +24,7 @@ from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
 from pixedge.kernels.cpu.compiled import VARIABLE
 from pixedge.kernels.vision.fast import operators_file
+from pixedge.known_shapes import PIXTRAL_12B
 from pixedge.mapped_files import mapped_bytes
 from pixedge.vision import (
     CPU_GRAPH,
@@ -458,23 +459,7 @@ def test_float16_overflow_names_the_way_out(folder: Path, monkeypatch: pytest.Mo
         session.encode(picture(8, 16))
 
 
-FULL = ModelConfig(
-    replace(CONFIG.decoder, dim=5120),
-    VisionConfig(
-        dim=1024,
-        n_layers=24,
-        n_heads=16,
-        ffn_dim=4096,
-        n_channels=3,
-        patch_size=16,
-        image_size=1024,
-        rope_theta=1e4,
-        norm_eps=1e-5,
-        image_token_id=10,
-        image_break_token_id=12,
-        image_end_token_id=13,
-    ),
-)
+FULL = ModelConfig(replace(CONFIG.decoder, dim=5120), PIXTRAL_12B.vision)
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.browser import Visitor, started_browser
 from tests.serving import Process
 from tests.small_exports import small_export
 
@@ -14,3 +15,16 @@ def small_server(tmp_path_factory):
         yield process.url
         assert process.end() == 0
         assert not any("Traceback" in line for line in process.said)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with started_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, small_server):
+    visitor = Visitor(browser, small_server)
+    yield visitor
+    visitor.leave()

@@ -10,22 +10,9 @@ import urllib.request
 import pytest
 
 from pixedge.serve.page import load_page
-from tests.browser import CHART, SHAPES, Visitor, answer, ask, choose, configure, started_browser, wait_until
+from tests.browser import CHART, SHAPES, answer, ask, choose, configure, wait_until
 from tests.serving import Process
 from tests.small_exports import small_export
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with started_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(browser, small_server):
-    visitor = Visitor(browser, small_server)
-    yield visitor
-    visitor.leave()
 
 
 @pytest.fixture

@@ -5,28 +5,13 @@ import pytest
 from tests.browser import (
     CHART,
     SHAPES,
-    Visitor,
     answer,
     ask,
     check,
     choose,
     configure,
-    started_browser,
     wait_until,
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with started_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(browser, small_server):
-    visitor = Visitor(browser, small_server)
-    yield visitor
-    visitor.leave()
 
 
 def states(page):
