@@ -35,9 +35,11 @@ from pixedge.budget import plan_load
 from pixedge.byte_size import parse_bytes
 from pixedge.config import ModelConfig
 from pixedge.engine import Engine, EngineOptions
+from pixedge.errors import UsageError
 from pixedge.gpu_decoder import load_gpu_decoder
 from pixedge.kernels.cuda import tuning
 from pixedge.known_shapes import PIXTRAL_12B
+from pixedge.loading import choose_device
 from pixedge.memory import enforce
 from pixedge.plan import Plan, Setup
 from random_folder import write_decoder
@@ -167,9 +169,10 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the random weights")
     parser.add_argument("--tiny", action="store_true", help="a far smaller shape, to try this script")
     args = parser.parse_args()
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("there is no CUDA device; try TRITON_INTERPRET=1 and --tiny --device cpu")
+    try:
+        device = choose_device(args.device)
+    except UsageError as error:
+        sys.exit(f"{error}; try TRITON_INTERPRET=1 and --tiny --device cpu")
     if device.type == "cpu" and not (tuning.interpreted() and args.tiny):
         sys.exit("the kernels run on a CPU only in triton's interpreter: set TRITON_INTERPRET=1, give --tiny")
     bench = Bench(device, args.seconds)

@@ -237,9 +237,12 @@ def held_layout(dtype: torch.dtype, device: torch.device, group_size: int) -> La
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that exists; UsageError otherwise."""
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that exists; UsageError otherwise.
+
+    A CUDA device has its index from here on, which torch's memory limit and ONNX Runtime ask for.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:  # no device of any kind
@@ -252,7 +255,9 @@ def choose_device(name: str) -> torch.device:
                 f"device is {name!r}, but torch {torch.__version__} finds no CUDA device; install a CUDA "
                 "build of torch and a driver, or use the device cpu"
             )
-        if (device.index or 0) >= torch.cuda.device_count():
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device.index >= torch.cuda.device_count():
             raise UsageError(
                 f"device is {name!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}; name one"
             )

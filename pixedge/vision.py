@@ -69,12 +69,9 @@ class VisionSession:
         self.config = config
         self.device = device
         if device.type == "cuda":
-            index = device.index
-            if index is None:
-                index = torch.cuda.current_device() if torch.cuda.is_available() else 0
-            self.device = torch.device("cuda", index)
+            assert device.index is not None, "loading.choose_device gives a CUDA device its index"
             limit = gpu_memory_limit(config) if gpu_mem_limit is None else gpu_mem_limit
-            self._session = _open_cuda(folder / CUDA_GRAPH, index, limit)
+            self._session = _open_cuda(folder / CUDA_GRAPH, device.index, limit)
         else:
             self._session = _open_cpu(folder, threads, exact)
         _return_freed_memory()

@@ -15,7 +15,7 @@ from pixedge.kernels.int8 import quantize_rows
 from pixedge.packing import QuantizedWeight, dequantize
 from tests.random_models import CPU, TorchVision, build_encoder, random_config, random_tensors
 
-DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda:0")
 SIZES = {"dim": 32, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "ffn_dim": 64}
 CONTEXT = 256
 

@@ -207,13 +207,15 @@ def test_a_tokenizer_of_another_model(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its index: torch's memory limit refused "cuda", so every load on a card ended in a traceback."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(UsageError, match="finds no CUDA device; install a CUDA build"):
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto") == torch.device("cuda")
-    assert choose_device("cuda:1") == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(UsageError, match="the CUDA devices are 0 to 1; name one"):
         choose_device("cuda:2")

@@ -270,13 +270,17 @@ def test_the_most_that_is_named_fits() -> None:
 
 
 def test_torch_gets_what_cuda_and_the_encoder_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[float, torch.device]] = []
+    """torch itself judges the device: what it would do with it is caught behind its own checks."""
+    asked: list[tuple[float, int]] = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (130 * GIB, 140 * GIB))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *call: asked.append(call))
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *call: asked.append(call), raising=False)
     plan, device = plan_load(PIXTRAL_12B, CUDA, limit=24 * GIB), torch.device("cuda:0")
     enforce(plan, device)
     enforce(plan, CPU)
     enforce(replace(plan, limit=None), device)
-    ((share, place),) = asked
-    assert place == device
+    with pytest.raises(ValueError, match="with a specified index"):
+        enforce(plan, torch.device("cuda"))
+    ((share, index),) = asked
+    assert index == device.index
     assert share * 140 * GIB + plan.arena + plan.device.cuda_context == pytest.approx(24 * GIB)

@@ -237,7 +237,7 @@ def test_not_finite_is_an_error(value: float, exact: bool, folder: Path) -> None
         session.encode(pixels)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_missing_graph(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision, "_missing_libraries", list)
     with pytest.raises(ArtifactError, match=r"vision_encoder\S*\.onnx is missing"):
@@ -428,7 +428,7 @@ def test_missing_cuda_libraries_are_named(
 )
 def test_cuda_on_a_machine_without_it(folder: Path) -> None:
     with pytest.raises(PixedgeError, match=r"cannot run on CUDA: .* --vision-device cpu"):
-        VisionSession(folder, CONFIG, torch.device("cuda"))
+        VisionSession(folder, CONFIG, torch.device("cuda:0"))
 
 
 def test_binding_writes_into_the_tensor(
@@ -475,7 +475,7 @@ def test_gpu_limit_of_pixtral() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_torch_at_mixed_sizes(folder: Path, encoder: VisionEncoder) -> None:
-    session = VisionSession(folder, CONFIG, torch.device("cuda"))
+    session = VisionSession(folder, CONFIG, torch.device("cuda:0"))
     session.warm_up()
     for size in [(64, 64), (8, 8), (24, 40), (8, 64), (64, 8), (64, 64)]:
         pixels = picture(*size)

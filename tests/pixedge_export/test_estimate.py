@@ -59,7 +59,7 @@ def test_longer_samples_take_more_memory_only_by_their_length() -> None:
 def test_a_gpu_takes_the_layers() -> None:
     """The promise for it is 8 GiB for 128 samples of 2,048 tokens."""
     lengths = StreamLengths([2048] * 128, [2048] * 32, 5120)
-    found = of(lengths=lengths, device=torch.device("cuda"))
+    found = of(lengths=lengths, device=torch.device("cuda:0"))
     assert of(lengths=lengths).gpu == 0 < found.gpu < 8 * 2**30
     assert found.ram < of(lengths=lengths).ram
 

@@ -100,9 +100,7 @@ def device(of: "torch.device") -> Device:
     """Return the facts of a CUDA device, or those of the interpreter for the CPU."""
     if of.type != "cuda":
         return INTERPRETED
-    import torch
-
-    return _cuda(torch.cuda.current_device() if of.index is None else of.index)
+    return _cuda(of.index)
 
 
 @functools.cache

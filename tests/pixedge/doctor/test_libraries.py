@@ -184,7 +184,7 @@ def test_the_gpu_kernels_proofs_hold():
     from pixedge.doctor import gpu_proofs
     from pixedge.kernels.cuda import tuning
 
-    device = torch.device("cpu" if tuning.interpreted() else "cuda")
+    device = torch.device("cpu" if tuning.interpreted() else "cuda:0")
     found = list(prove(list(gpu_proofs.gpu_proofs(device)), "gpu"))
     assert [finding.level for finding in found] == ["green"], found
     (finding,) = found

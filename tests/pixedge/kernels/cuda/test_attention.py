@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 from pixedge.kernels.cuda import decoding, prefill, tuning
 from pixedge.kernels.cuda.pages import PAGE, LayerPages
 
-DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda:0")
 DTYPES = (torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Absolute, of values of about 1: one rounding of the weights and one of the result."""

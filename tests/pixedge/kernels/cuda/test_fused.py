@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 from pixedge.kernels.cuda import activation, norm, rotary, tuning
 from pixedge.kernels.cuda.pages import PAGE, LayerPages
 
-DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda:0")
 DTYPES = (torch.float16, torch.bfloat16)
 UNIT = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 """The distance of neighbouring numbers, relative: the interpreter cuts bfloat16 off."""

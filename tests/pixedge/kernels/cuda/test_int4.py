@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 
 from pixedge.kernels.cuda import int4, sums, tuning, unpacking
 
-DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda:0")
 DTYPES = (torch.float16, torch.bfloat16)
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
 """What one rounding costs at most, relative; the interpreter cuts bfloat16 off instead of rounding it."""

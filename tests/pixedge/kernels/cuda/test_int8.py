@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 
 from pixedge.kernels.cuda import int8, tuning
 
-DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda:0")
 
 
 @settings(max_examples=20)

@@ -112,7 +112,7 @@ def test_what_does_not_suit_is_run_by_torch_and_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Each reason once, for a GPU that is only spoken of: nothing is sent to it before torch's way begins."""
-    artifact, gpu, loaded = open_artifact(folder), torch.device("cuda"), []
+    artifact, gpu, loaded = open_artifact(folder), torch.device("cuda:0"), []
     monkeypatch.setattr(artifacts, "load_decoder", lambda *arguments: loaded.append(arguments))
     load_any_decoder(artifact, torch.float32, gpu)
     assert capfd.readouterr().err == ""

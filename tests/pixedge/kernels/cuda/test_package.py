@@ -49,7 +49,7 @@ def test_wrappers_refuse_what_the_kernels_would_misread() -> None:
     from pixedge.kernels.cuda import activation, int4, int8, norm, sampling, tuning
     from pixedge.packing import QuantizedWeight
 
-    device = torch.device("cpu" if tuning.interpreted() else "cuda")
+    device = torch.device("cpu" if tuning.interpreted() else "cuda:0")
     q = torch.zeros(16, 128, dtype=torch.uint8)
     weight = int4.Int4Weight.pack(QuantizedWeight(q, torch.ones(16, 1), 128), device)
     half = torch.ones(2, 128, dtype=torch.float16, device=device)

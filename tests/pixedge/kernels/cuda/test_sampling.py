@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 
 from pixedge.kernels.cuda import sampling, tuning
 
-DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda:0")
 
 
 def random_logits(rows: int, vocab: int, seed: int, spread: float = 3.0) -> Tensor:

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install trito
 from pixedge.kernels.cuda import chunk, graph, int8, step, tuning
 from pixedge.kernels.cuda.pages import PAGE, LayerPages
 
-DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda")
+DEVICE = torch.device("cpu" if tuning.interpreted() else "cuda:0")
 CONFIG = DecoderConfig(
     dim=32,
     n_layers=2,

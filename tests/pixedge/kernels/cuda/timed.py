@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true")
     tiny = parser.parse_args().tiny
-    bench = Bench(torch.device("cpu" if tuning.interpreted() else "cuda"), tiny)
+    bench = Bench(torch.device("cpu" if tuning.interpreted() else "cuda:0"), tiny)
     shape = TINY if tiny else Shape()
     size = 1 << (10 if tiny else 31)
     source = torch.ones(size, dtype=torch.uint8, device=bench.device)
