@@ -11,7 +11,7 @@ CALIBRATION ?= models/demo/calibration
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install run export check test test-gpu test-slow bench bench-gpu profile interop clean
+.PHONY: help install run export check test test-gpu test-fake-gpu test-slow bench bench-gpu profile interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,16 @@ test: .venv/.developing ## the test suite, without slow and GPU tests
 test-gpu: .venv/.developing ## the tests that need a CUDA device; last line is JSON
 	$(BIN)/python -m pytest -q -m gpu
 
+# PIP_FIND_LINKS and the like may name a place that has CPU builds of torch only
+.fake-gpu/.installed: pyproject.toml setup.py tests/fake_cuda/build.py $(wildcard tests/fake_cuda/*.c)
+	$(PYTHON) -m venv .fake-gpu
+	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null .fake-gpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,export]'
+	.fake-gpu/bin/python tests/fake_cuda/build.py
+	touch $@
+
+test-fake-gpu: .fake-gpu/.installed ## the CUDA path on a stand-in driver that computes nothing (6 GB of disk, no card)
+	tests/fake_cuda/run .fake-gpu/bin/python -m pytest -q -m fake_gpu tests/fake_cuda
+
 test-slow: .venv/.developing ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow
 
@@ -65,5 +75,5 @@ interop: $(OUT)/pixedge.json .venv/.developing ## ask vLLM, transformers and pix
 	$(BIN)/python tests/interop/run.py $(OUT)
 
 clean: ## remove .venv, caches and the demo's export
-	rm -rf .venv .interop build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis models/demo-pixedge-4bit profile.html
+	rm -rf .venv .fake-gpu .interop build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis models/demo-pixedge-4bit profile.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

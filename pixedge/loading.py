@@ -257,8 +257,9 @@ def choose_device(name: str) -> torch.device:
             )
         if device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        if device.index >= torch.cuda.device_count():
-            raise UsageError(
-                f"device is {name!r}, but the CUDA devices are 0 to {torch.cuda.device_count() - 1}; name one"
-            )
+        if device.index >= (count := torch.cuda.device_count()):
+            there = "the only CUDA device is cuda:0; use that"
+            if count > 1:
+                there = f"the CUDA devices are 0 to {count - 1}; name one"
+            raise UsageError(f"device is {name!r}, but {there}")
     return device

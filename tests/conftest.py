@@ -12,15 +12,16 @@ from hypothesis import settings
 def pytest_configure(config: pytest.Config) -> None:
     """Without `-m gpu` no GPU is seen and Triton's kernels are interpreted: tests are the same everywhere.
 
+    `-m fake_gpu` sees the stand-in driver's.
     Both are asked for before triton is imported and CUDA is begun with.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # What runs in a shell's background inherits this, and so would every program that a test interrupts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if config.option.markexpr != "gpu":
+    if config.option.markexpr not in ("gpu", "fake_gpu"):
         os.environ["TRITON_INTERPRET"] = "1"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    else:
+    if config.option.markexpr == "gpu":
         from tests.gpu_record import Record
 
         config.pluginmanager.register(Record(), "gpu_record")

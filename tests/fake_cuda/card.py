@@ -1,0 +1,81 @@
+"""The stand-in's counts, and a smaller card, from inside the process that runs on it."""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+NAMES = (
+    *("used", "peak", "mallocs", "launches", "triton_launches", "graphs", "replays", "to_device", "to_host"),
+    *("syncs", "captured_mallocs", "captured_syncs", "captured_pageable", "captured_nodes"),
+    "captured_triton",
+)
+MOST_DEVICES = 4
+
+
+class _Stats(ctypes.Structure):
+    """``struct stats`` of driver.c."""
+
+    _fields_ = (*((name, ctypes.c_long) for name in NAMES), ("used_on", ctypes.c_long * MOST_DEVICES))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What happened so far; see driver.c."""
+
+    used: int
+    peak: int
+    mallocs: int
+    launches: int
+    triton_launches: int
+    graphs: int
+    replays: int
+    to_device: int
+    to_host: int
+    syncs: int
+    captured_mallocs: int
+    captured_syncs: int
+    captured_pageable: int
+    captured_nodes: int
+    captured_triton: int
+    used_on: tuple[int, ...]
+
+    @property
+    def faults(self) -> tuple[int, int, int]:
+        """What a real card refuses while a graph is captured."""
+        return self.captured_mallocs, self.captured_syncs, self.captured_pageable
+
+
+def driver() -> ctypes.CDLL | None:
+    """Return the stand-in, if this process runs on it."""
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "fake_stats") else None
+
+
+def _driver() -> ctypes.CDLL:
+    library = driver()
+    assert library is not None, "this process does not run on the stand-in driver"
+    return library
+
+
+def counts() -> Counts:
+    """Read the counts."""
+    found = _Stats()
+    _driver().fake_stats(ctypes.byref(found))
+    return Counts(*(getattr(found, name) for name in NAMES), tuple(found.used_on))
+
+
+@contextlib.contextmanager
+def full() -> Iterator[None]:
+    """Let every allocation on the card fail: what torch keeps for later is given back first."""
+    import torch
+
+    torch.cuda.empty_cache()
+    library = _driver()
+    library.fake_total.argtypes = [ctypes.c_size_t]
+    library.fake_total.restype = ctypes.c_size_t
+    before = library.fake_total(1)
+    try:
+        yield
+    finally:
+        library.fake_total(before)
