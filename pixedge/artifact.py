@@ -8,7 +8,6 @@ params.json; nothing is guessed from names.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from pixedge.kernels.cuda import available
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import GptqWeight, QuantizedWeight, read_gptq, read_imported_gptq
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
+from pixedge.terminal import complain
 
 if TYPE_CHECKING:
     from pixedge.gpu_decoder import GpuDecoder
@@ -203,7 +203,7 @@ def load_any_decoder(
             reason = f"this folder has {error}, which the GPU kernels do not take"
     else:
         reason = "the GPU kernels need triton and a GPU of compute capability 8.0 or later"
-    print(f"pixedge: {reason}, so answers will be slower", file=sys.stderr)
+    complain(f"{reason}, so answers will be slower")
     return load_decoder(artifact, dtype, device, progress)
 
 

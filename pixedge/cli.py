@@ -3,8 +3,8 @@
 Nothing heavy is imported here, so that help answers at once.
 """
 
+import contextlib
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ from pixedge.commands.serve import serve
 from pixedge.commands.verify import verify
 from pixedge.errors import PixedgeError
 from pixedge.out_of_memory import out_of_memory
+from pixedge.terminal import complain, flush_streams, open_closed_streams, show
 
 _EPILOG = """\
 \b
@@ -51,6 +52,7 @@ class _Pixedge(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
         """Run the command line args (without the program's name) and exit with its code."""
+        open_closed_streams()
         # An answer may hold any character, and what the terminal cannot show must not end it.
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
@@ -59,26 +61,28 @@ class _Pixedge(click.Group):
         extra["windows_expand_args"] = False
         try:
             code = super().main(args, **extra)
-            sys.stdout.flush()
         except BrokenPipeError:
-            # The reader, `head` for one, has had enough. Nothing is left to flush into the closed pipe.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
         except (click.Abort, KeyboardInterrupt):
             code = 130
         except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
+            with contextlib.suppress(OSError):
+                error.show()
             code = 2
         except click.ClickException as error:
             code = _fail(_usage_sentence(error), error.exit_code)
         except PixedgeError as error:
             code = _fail(str(error), error.exit_code)
         except Exception as error:
-            sentence = _sentence(error)
+            sentence = (flush_streams() if isinstance(error, OSError) else None) or _sentence(error)
             if sentence is None:
                 raise
             code = _fail(sentence, 1)
-        sys.exit(code if isinstance(code, int) else 0)
+        code = code if isinstance(code, int) else 0
+        unwritten = flush_streams()
+        if unwritten is not None and code == 0:
+            code = _fail(unwritten, 1)
+        sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the sub-command; a closed pipe is kept from click, which would exit with 1."""
@@ -89,7 +93,7 @@ class _Pixedge(click.Group):
 
 
 def _fail(sentence: str, code: int) -> int:
-    click.echo(f"pixedge: {' '.join(sentence.split())}", err=True)
+    complain(sentence)
     return code
 
 
@@ -106,9 +110,11 @@ def _sentence(error: Exception) -> str | None:
         return str(full)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some space, or choose another folder with --out"
+        return f"the disk is full{where}; free some space, or write to another place"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{error.filename or 'a file'} cannot be used ({error.strerror}); check its permissions"
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.EBADF, errno.EIO):
+        return f"a standard stream cannot be read or written ({error.strerror}); check what it is joined to"
     return None
 
 
@@ -116,7 +122,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not ctx.resilient_parsing:
         import pixedge
 
-        click.echo(f"pixedge {pixedge.__version__}")
+        show(f"pixedge {pixedge.__version__}")
         ctx.exit()
 
 

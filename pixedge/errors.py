@@ -9,7 +9,8 @@
     ├── CalibrationError    calibration data that cannot be used
     ├── ImageError          a picture that cannot be used
     ├── MessageError        a conversation that the model's template does not allow
-    └── CapacityError       a request that does not fit: context, memory, disk
+    ├── CapacityError       a request that does not fit: context, memory, disk
+    └── OutputError         an output stream that cannot be written
 
 Programming mistakes are asserts or built-in exceptions and keep their traceback.
 """
@@ -57,3 +58,7 @@ class MessageError(PixedgeError):
 
 class CapacityError(PixedgeError):
     """A request that does not fit: context, memory, disk."""
+
+
+class OutputError(PixedgeError):
+    """An output stream that cannot be written."""

@@ -1,6 +1,5 @@
 """``pixedge batch``: the same question about many pictures, or a file of requests; answers as JSON lines."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import DPI, check_sources
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.errors import UsageError
-from pixedge.terminal import duration, note, progress
+from pixedge.terminal import duration, note, progress, show_json
 
 if TYPE_CHECKING:
     from pixedge.batch.answer_file import AnswerFile
@@ -117,7 +116,7 @@ def batch(
         file.put_in_order(item.id for item in items)
     seconds = time.perf_counter() - start
     if as_json:
-        click.echo(json.dumps(_record(out, len(items), len(finished), tally, seconds)))
+        show_json(_record(out, len(items), len(finished), tally, seconds))
     if not quiet:
         note(_figures(tally, seconds))
     if tally.failed:

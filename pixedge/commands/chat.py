@@ -8,12 +8,14 @@ import click
 
 from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import DPI, check_sources
+from pixedge.commands.plain_prompt import PlainPrompt
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
 from pixedge.commands.standard_input import piped_input
-from pixedge.errors import PixedgeError, UsageError
-from pixedge.terminal import note, progress
+from pixedge.errors import OutputError, PixedgeError, UsageError
+from pixedge.terminal import complain, is_dumb, note, progress
 
 if TYPE_CHECKING:
+    from pixedge.commands.chat_prompt import ChatPrompt
     from pixedge.commands.chat_session import ChatSession
 
 _EXAMPLES = """\
@@ -90,8 +92,10 @@ def _from_pipe(session: "ChatSession", stdin: BinaryIO) -> None:
                 raise line
             if not session.take(line):
                 break
+        except OutputError:
+            raise
         except PixedgeError as error:
-            click.echo(f"pixedge: {' '.join(str(error).split())}", err=True)
+            complain(str(error))
             failed = True
     if failed:
         raise click.exceptions.Exit(1)
@@ -117,11 +121,17 @@ def _turns(stdin: BinaryIO) -> Iterator[str | PixedgeError]:
         yield held.rstrip("\n")
 
 
-def _in_terminal(session: "ChatSession", no_history: bool, quiet: bool) -> None:
-    """Ask for turns until Ctrl-D, or Ctrl-C twice at an empty prompt."""
+def _prompt(no_history: bool) -> "ChatPrompt | PlainPrompt":
+    if is_dumb():
+        return PlainPrompt()
     from pixedge.commands.chat_prompt import ChatPrompt, history_or_none
 
-    prompt = ChatPrompt(None if no_history else history_or_none(note))
+    return ChatPrompt(None if no_history else history_or_none(note))
+
+
+def _in_terminal(session: "ChatSession", no_history: bool, quiet: bool) -> None:
+    """Ask for turns until Ctrl-D, or Ctrl-C twice at an empty prompt."""
+    prompt = _prompt(no_history)
     if not quiet:
         note("/help lists commands, Ctrl-D leaves")
     pressed = False
@@ -142,7 +152,9 @@ def _in_terminal(session: "ChatSession", no_history: bool, quiet: bool) -> None:
         try:
             if not session.take(line):
                 return
+        except OutputError:
+            raise
         except PixedgeError as error:
-            click.echo(f"pixedge: {' '.join(str(error).split())}", err=True)
+            complain(str(error))
         except KeyboardInterrupt:
             note("stopped")

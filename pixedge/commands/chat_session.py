@@ -106,7 +106,7 @@ class ChatSession:
             if again or attachment.hash not in known:
                 found.append(attachment)
             else:
-                note(f"{_printable(name)} is in the conversation already")
+                note(f"{name} is in the conversation already")
         self.conversation.waiting += found
         for each in found:
             self._say_attached(each)
@@ -169,7 +169,7 @@ class ChatSession:
         width, height = attachment.pictures[0].size
         several = len(attachment.pictures)
         what = f"{width} x {height}" if several == 1 else f"{several} pages"
-        note(f"attached {_printable(attachment.source)} ({what})")
+        note(f"attached {attachment.source} ({what})")
 
     def _longest(self) -> int:
         sizes = (self.model.config.vision.image_size, self.model.max_image_size)
@@ -196,14 +196,14 @@ class ChatSession:
                 for picture in attachment.pictures:
                     found += 1
                     width, height = picture.size
-                    note(f"{found:>3}  {where}  {width} x {height}  {_printable(attachment.source)}")
+                    note(f"{found:>3}  {where}  {width} x {height}  {attachment.source}")
         if not found:
             note("no pictures yet; /image FILE attaches one, and so does a path in a message")
 
     def _system(self, argument: str) -> None:
         if argument:
             self.conversation.system = None if argument == "off" else argument
-        note(f"instruction: {_printable(self.conversation.system or 'none')}")
+        note(f"instruction: {self.conversation.system or 'none'}")
 
     def _set(self, argument: str) -> None:
         name, _, value = argument.partition(" ")
@@ -228,7 +228,7 @@ class ChatSession:
     def _undo(self, _: str) -> None:
         self._need_exchange()
         taken = self.conversation.take_back()
-        note(f"taken back: {_printable(taken.question)[:60]}")
+        note(f"taken back: {taken.question[:60]}")
 
     def _clear(self, _: str) -> None:
         self.conversation.clear()
@@ -246,7 +246,7 @@ class ChatSession:
         except OSError as error:
             raise PixedgeError(f"{file} cannot be written ({error.strerror}); choose another place") from None
         count = len(self.conversation.exchanges)
-        note(f"saved {count} {'turn' if count == 1 else 'turns'} to {_printable(str(file))}")
+        note(f"saved {count} {'turn' if count == 1 else 'turns'} to {file}")
 
     def _load(self, argument: str) -> None:
         from pixedge.transcript import read_transcript
@@ -267,7 +267,7 @@ class ChatSession:
     def _stats(self, _: str) -> None:
         talk = self.conversation
         lines = [
-            f"model: {_printable(str(self.model.folder))}, loaded in {self.model.load_seconds:.1f} s",
+            f"model: {self.model.folder}, loaded in {self.model.load_seconds:.1f} s",
             f"conversation: turns {len(talk.exchanges)}, pictures {talk.n_pictures}, {self.status()}",
         ]
         if (answer := self.last) is not None:
@@ -289,7 +289,3 @@ class ChatSession:
 
 def _count_pictures(count: int) -> str:
     return {0: "no picture", 1: "1 picture"}.get(count, f"{count} pictures")
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)[1:-1]

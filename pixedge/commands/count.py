@@ -1,6 +1,5 @@
 """``pixedge count``: how many tokens a question and its pictures take, without loading the model."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +8,7 @@ from pixedge.commands.model_options import MAX_IMAGE_SIZE, MODEL, ModelOptions
 from pixedge.commands.pictures import DPI, check_sources, expand_sources, read_pictures
 from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.errors import ArtifactError
-from pixedge.terminal import table
+from pixedge.terminal import show, show_json, table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,7 +82,10 @@ def count(
         "context": context,
         "share": len(prompt.ids) / context,
     }
-    click.echo(json.dumps(found) if as_json else "\n".join(_page(found)))
+    if as_json:
+        show_json(found)
+    else:
+        show("\n".join(_page(found)))
 
 
 def _record(
@@ -102,7 +104,7 @@ def _record(
 def _page(found: dict[str, Any]) -> list[str]:
     rows = [
         (
-            picture["name"] if picture["name"].isprintable() else ascii(picture["name"]),
+            picture["name"],
             "{} x {}".format(*picture["size"]),
             "{} x {}".format(*picture["resized"]),
             f"{picture['tokens']:,}",

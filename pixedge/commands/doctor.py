@@ -1,6 +1,5 @@
 """``pixedge doctor``: what of this installation works, what does not, and what to do about it."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pixedge.commands import option_values
-from pixedge.terminal import progress
+from pixedge.terminal import progress, show, show_json
 
 if TYPE_CHECKING:
     from pixedge.doctor.finding import Finding
@@ -57,21 +56,21 @@ def doctor(model: Path | None, device: str, quick: bool, as_json: bool, quiet: b
             counts[finding.level] += 1
             findings.append(finding)
             if not as_json and not (quiet and finding.level == "green"):
-                click.echo(_line(finding))
+                level = finding.level
+                show(_line(finding), mark=_WORDS[level], fg=level, bold=level == "red")
     numbers = {level: counts[level] for level in _WORDS}
     if as_json:
         rows = [asdict(finding) for finding in findings]
-        click.echo(json.dumps({"ok": not counts["red"], **numbers, "findings": rows}))
+        show_json({"ok": not counts["red"], **numbers, "findings": rows})
     elif not quiet:
-        click.echo(_summary(numbers))
+        show(_summary(numbers))
     if counts["red"]:
         raise click.exceptions.Exit(1)
 
 
 def _line(finding: "Finding") -> str:
-    word = click.style(_WORDS[finding.level], fg=finding.level, bold=finding.level == "red")
-    lines = f"{word}  {finding.name}: {finding.detail}"
-    return f"{lines}\n      -> {finding.advice}" if finding.advice else lines
+    line = f"  {finding.name}: {finding.detail}"
+    return f"{line}\n      -> {finding.advice}" if finding.advice else line
 
 
 def _summary(counts: dict[str, int]) -> str:

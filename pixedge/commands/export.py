@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,7 @@ from pixedge.commands.pull import pull_with_progress
 from pixedge.errors import CheckpointError, ExportError
 from pixedge.last_export import write_last_export
 from pixedge.pull import looks_like_repository
-from pixedge.terminal import note, progress, size, table
+from pixedge.terminal import note, note_json, progress, show, show_json, size, table
 
 if TYPE_CHECKING:
     from pixedge_export.pipeline import Event
@@ -105,11 +105,11 @@ def export(
     begun = False
     with progress(quiet=quiet or as_json, keep=True) as report:
 
-        def show(event: "Event") -> None:
+        def step(event: "Event") -> None:
             nonlocal begun
             begun = begun or event.phase == "plan"
             if as_json and not quiet:
-                click.echo(json.dumps(asdict(event), ensure_ascii=False), err=True)
+                note_json(asdict(event))
             report(event.phase, event.done, event.total, event.detail)
 
         try:
@@ -122,7 +122,7 @@ def export(
                 device=device,
                 threads=threads,
                 force=force,
-                report=show,
+                report=step,
             )
         except BaseException:
             if begun and (left := unfinished(out)).is_dir():
@@ -134,9 +134,9 @@ def export(
         note(f"the export is done but could not be remembered ({error}); name it with --model")
     seconds = time.monotonic() - start
     if as_json:
-        click.echo(_result(folder, seconds))
+        show_json(_result(folder, seconds))
     else:
-        click.echo(str(folder) if quiet else _summary(folder, seconds))
+        show(str(folder) if quiet else _summary(folder, seconds))
 
 
 def _checkpoint(source: str, *, quiet: bool) -> Path:
@@ -164,12 +164,12 @@ def _n_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _result(folder: Path, seconds: float) -> str:
+def _result(folder: Path, seconds: float) -> dict[str, Any]:
     """Give what --json prints: the folder, its size and what 4 bits cost, as in export_report.json."""
     report = json.loads((folder / "export_report.json").read_text(encoding="utf-8"))
     cost = report["divergence_from_16_bits"]
     found = {"folder": str(folder), "bytes": _n_bytes(folder), "seconds": round(seconds, 2)}
-    return json.dumps(found | {"divergence_from_16_bits": cost}, ensure_ascii=False)
+    return found | {"divergence_from_16_bits": cost}
 
 
 def _summary(folder: Path, seconds: float) -> str:

@@ -10,7 +10,7 @@ import click
 from pixedge.commands import option_values
 from pixedge.errors import ExportError
 from pixedge.last_export import write_last_export
-from pixedge.terminal import note, progress, size
+from pixedge.terminal import note, progress, show, size
 
 if TYPE_CHECKING:
     from pixedge_export.pipeline import Event
@@ -58,19 +58,19 @@ def import_(
 
     with progress(quiet=quiet, keep=True) as report:
 
-        def show(event: "Event") -> None:
+        def step(event: "Event") -> None:
             report(event.phase, event.done, event.total, event.detail)
 
         folder = import_folder(
-            source, out, tekken=tekken, device=device, threads=threads, force=force, report=show
+            source, out, tekken=tekken, device=device, threads=threads, force=force, report=step
         )
     try:
         write_last_export(folder)
     except (OSError, RuntimeError) as error:
         note(f"the import is done but could not be remembered ({error}); name it with --model")
     if quiet:
-        click.echo(str(folder))
+        show(str(folder))
         return
     n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    click.echo(f"{folder}  ({size(n_bytes)}, made in {time.monotonic() - start:.0f} s)\n")
-    click.echo('Next:\n  pixedge run --image photo.jpg "What is in this picture?"')
+    show(f"{folder}  ({size(n_bytes)}, made in {time.monotonic() - start:.0f} s)\n")
+    show('Next:\n  pixedge run --image photo.jpg "What is in this picture?"')

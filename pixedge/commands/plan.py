@@ -1,7 +1,6 @@
 """``pixedge plan``: whether a model fits a device, with how much context, how fast, and what bounds it."""
 
 import contextlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import click
 from pixedge.commands import option_values
 from pixedge.commands.model_options import KV_CACHE, MAX_IMAGE_SIZE, VRAM_LIMIT
 from pixedge.errors import UsageError
+from pixedge.terminal import show, show_json
 
 if TYPE_CHECKING:
     from pixedge.config import ModelConfig
@@ -100,11 +100,11 @@ def plan(
     setup = _setup(subject, where, kv_cache, dtype, vision_device)
     outlook = look_ahead(subject.config, setup, question, where.limit, where.machine)
     if as_json:
-        click.echo(json.dumps({"model": model, "device_name": where.name} | outlook.to_json()))
+        show_json({"model": model, "device_name": where.name} | outlook.to_json())
     else:
         from pixedge.commands.plan_page import lines
 
-        click.echo("\n".join(lines(model, where.name, question, outlook)))
+        show("\n".join(lines(model, where.name, question, outlook)))
     if not outlook.fits:
         raise click.exceptions.Exit(1)
 

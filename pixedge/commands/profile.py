@@ -16,7 +16,7 @@ from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import check_sources, is_url
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import PixedgeError, UsageError
-from pixedge.terminal import note, progress
+from pixedge.terminal import note, progress, show_json
 
 if TYPE_CHECKING:
     from pixedge.config import ModelConfig
@@ -244,7 +244,7 @@ def _print(profiled: "Profiled", before: dict[str, Any] | None, as_json: bool) -
     changes = None if before is None else compare_records(before, profiled.record)
     if as_json:
         found = profiled.record if changes is None else profiled.record | {"compared": changes}
-        click.echo(json.dumps(found))
+        show_json(found)
         return
     print_wide(profile_tables(profiled.record))
     if changes is not None:

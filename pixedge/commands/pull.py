@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pixedge.pull import pull as run_pull
-from pixedge.terminal import Report, note, progress, size
+from pixedge.terminal import Report, note, progress, show, size
 
 _EXAMPLES = """\
 \b
@@ -33,7 +33,7 @@ def pull(repository: str, out: Path | None, revision: str | None, quiet: bool) -
     A pull that was stopped goes on where it was. Every file is checked against the hub's hashes.
     """
     folder = pull_with_progress(repository, out, revision=revision, quiet=quiet)
-    click.echo(str(folder) if quiet else _summary(folder))
+    show(str(folder) if quiet else _summary(folder))
 
 
 def pull_with_progress(

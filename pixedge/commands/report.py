@@ -12,15 +12,13 @@ import click
 
 from pixedge.errors import ArtifactError, UsageError
 from pixedge.last_export import read_last_export
-from pixedge.terminal import size, table
+from pixedge.terminal import one_line, show, show_json, size, table
 
 # pixedge.artifact has these names too, but would import torch.
 _REPORT, _PAGE = "export_report.json", "export_report.html"
 _MOST_BYTES = 64_000_000  # a report on a thousand layers has one
 _WORST = 5
 _KINDS = {"text": "text", "image": "text after a picture"}
-# A folder may come from a stranger, and a terminal obeys control characters.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160))}
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,9 @@ def report(folder: Path | None, as_json: bool) -> None:
     page = folder / _PAGE if (folder / _PAGE).is_file() else None
     if as_json:
         found = {"folder": str(folder), "page": None if page is None else str(page), **asdict(summary)}
-        click.echo(json.dumps(found))
+        show_json(found)
     else:
-        click.echo("\n".join([*_lines(folder, summary), *(["", f"page: {page}"] if page else [])]))
+        show("\n".join([*_lines(folder, summary), *(["", f"page: {page}"] if page else [])]))
 
 
 def _find_folder(folder: Path | None) -> Path:
@@ -134,7 +132,7 @@ def _divergence(found: Mapping[str, Any]) -> _Divergence:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
-    return value.translate(_CONTROLS)
+    return one_line(value)
 
 
 def _count(value: object) -> int:

@@ -1,6 +1,5 @@
 """``pixedge run``: one question, any number of pictures, the answer on standard output."""
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,8 @@ from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import DPI, check_sources, longest_side, read_pictures
 from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
-from pixedge.errors import UsageError
-from pixedge.terminal import note, progress, say
+from pixedge.errors import OutputError, UsageError
+from pixedge.terminal import note, progress, say, show_json
 
 if TYPE_CHECKING:
     from pixedge.model import Answer, Model
@@ -79,7 +78,7 @@ def run(
         result = answer_figures.record(answer, loaded, folder, decode_seconds, time.perf_counter() - start)
         if logprobs is not None:
             result["logprobs"] = answer_figures.logprobs(answer, loaded)
-        click.echo(json.dumps(result))
+        show_json(result)
     if answer.finish_reason == "length":
         note(answer_figures.cut(answer, params))
     if not quiet:
@@ -99,7 +98,7 @@ def _answer(
     try:
         for piece in stream:
             show(piece)
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputError):
         raise
     except BaseException as error:
         show("\n")

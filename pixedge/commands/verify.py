@@ -1,13 +1,12 @@
 """``pixedge verify``: whether an exported folder is whole, and still answers as it should."""
 
-import json
 from pathlib import Path
 
 import click
 
 from pixedge.commands import option_values
 from pixedge.errors import ArtifactError
-from pixedge.terminal import progress
+from pixedge.terminal import progress, show, show_json
 
 
 @click.command(short_help="Check an exported folder.")
@@ -38,11 +37,11 @@ def verify(folder: Path, as_json: bool, device: str, threads: int | None, quiet:
     ok = all(check.ok for check in checks)
     if as_json:
         rows = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
-        click.echo(json.dumps({"folder": str(folder), "ok": ok, "checks": rows}))
+        show_json({"folder": str(folder), "ok": ok, "checks": rows})
     else:
         width = max((len(check.name) for check in checks), default=0)
         for check in checks:
             state = "ok" if check.ok else "failed"
-            click.echo(f"{state:<6}  {check.name:<{width}}  {check.detail}".rstrip())
+            show(f"{state:<6}  {check.name:<{width}}  {check.detail}".rstrip())
     if not ok:
         raise click.exceptions.Exit(1)

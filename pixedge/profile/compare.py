@@ -18,7 +18,9 @@ from rich.text import Text
 from pixedge.errors import PixedgeError
 from pixedge.profile.record import FORMAT
 from pixedge.profile.samples import Samples
+from pixedge.profile.table import plain_text
 from pixedge.profile.words import seconds
+from pixedge.terminal import printable
 
 Verdict = Literal["faster", "slower", "as before", "not told"]
 
@@ -87,7 +89,7 @@ def compare_table(changes: Mapping[str, Any]) -> RenderableType:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        title=Text(f"compared with {changes['before']}"),
+        title=plain_text(f"compared with {changes['before']}"),
         title_justify="left",
     )
     table.add_column("test")
@@ -95,16 +97,16 @@ def compare_table(changes: Mapping[str, Any]) -> RenderableType:
         table.add_column(name, justify="right")
     for row in changes["rows"]:
         table.add_row(
-            Text(row["name"]),
+            plain_text(row["name"]),
             seconds(row["before_seconds"]),
             seconds(row["after_seconds"]),
             f"{row['ratio']:.2f} x",
             Text(row["verdict"], style=_STYLES[row["verdict"]]),
         )
-    lines = [Text(f"not the same: {each}", style="yellow") for each in changes["differences"]]
+    lines = [Text(printable(f"not the same: {each}"), style="yellow") for each in changes["differences"]]
     for key, when in (("only_before", "before"), ("only_after", "now")):
         if changes[key]:
-            lines.append(Text(f"measured only {when}: {', '.join(changes[key])}"))
+            lines.append(plain_text(f"measured only {when}: {', '.join(changes[key])}"))
     return Group(*lines, table)
 
 

@@ -1,7 +1,8 @@
 """A profile on the terminal: rows, memory, serving figures, as rich tables."""
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -11,6 +12,7 @@ from rich.text import Text
 from pixedge.byte_size import write_bytes
 from pixedge.profile.serving import METRICS
 from pixedge.profile.words import percent, rate, seconds, spread
+from pixedge.terminal import printable, put, takes_styles
 
 STAGES = {
     "load": "load",
@@ -33,10 +35,17 @@ def profile_tables(found: Mapping[str, Any]) -> RenderableType:
 
 def print_wide(what: RenderableType) -> None:
     """Print to standard output, as wide as the terminal, and where there is none without breaking lines."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(what)
+    width = None if sys.stdout.isatty() else 200
+    colours: Literal["auto"] | None = "auto" if takes_styles(sys.stdout) else None
+    console = Console(highlight=False, color_system=colours, width=width)
+    with console.capture() as lines:
+        console.print(what)
+    put(lines.get())
+
+
+def plain_text(text: str) -> Text:
+    """Give text for a table; names come from folders, and their controls are shown and not obeyed."""
+    return Text(printable(text))
 
 
 def _headline(found: Mapping[str, Any]) -> list[Text]:
@@ -53,7 +62,7 @@ def _headline(found: Mapping[str, Any]) -> list[Text]:
         f"{limits['read_bytes_per_second'] / 1e9:.1f} GB/s, products of {model['dtype']} run at "
         f"{limits['product_operations_per_second'] / 1e9:,.0f} GFLOP/s",
     ]
-    return [Text(line) for line in lines]
+    return [plain_text(line) for line in lines]
 
 
 def _rows(found: Mapping[str, Any]) -> Table:
@@ -80,12 +89,12 @@ def _rows(found: Mapping[str, Any]) -> Table:
         ]
         if cut:
             cells += [seconds(row["reckoned_seconds"]), rate(row["reckoned_rate"], row["unit"])]
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(plain_text(cell) for cell in cells))
     return table
 
 
 def _skipped(found: Mapping[str, Any]) -> list[Text]:
-    return [Text(f"not measured: {each['name']}: {each['reason']}") for each in found["skipped"]]
+    return [plain_text(f"not measured: {each['name']}: {each['reason']}") for each in found["skipped"]]
 
 
 def _memory(found: Mapping[str, Any]) -> Table:
@@ -97,7 +106,7 @@ def _memory(found: Mapping[str, Any]) -> Table:
     for phase in found["memory"]["phases"]:
         keys = (*(("device", "torch") if gpu else ()), "rss", "planned")
         cells = ("not measured" if phase[key] is None else write_bytes(phase[key]) for key in keys)
-        table.add_row(Text(phase["phase"]), *(Text(cell) for cell in cells))
+        table.add_row(plain_text(phase["phase"]), *(plain_text(cell) for cell in cells))
     return table
 
 
@@ -107,7 +116,7 @@ def _serving(serving: Mapping[str, Any]) -> Table:
         f"{serving['request_throughput']:.2f} a second, {serving['output_throughput']:.1f} tokens/s out, "
         f"{serving['total_token_throughput']:.1f} in and out"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=plain_text(title), title_justify="left")
     table.add_column("milliseconds")
     for name in ("mean", "median", "p99"):
         table.add_column(name, justify="right")

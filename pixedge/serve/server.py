@@ -19,6 +19,7 @@ from pixedge.model import Model
 from pixedge.serve.app import Service, create_app
 from pixedge.serve.connection import Connection
 from pixedge.serve.settings import Settings
+from pixedge.terminal import log_to_stderr
 
 # Connections at a time; each needs a file descriptor, of which 1,024 are usual.
 _CONNECTIONS = 512
@@ -99,6 +100,7 @@ def serve(
     server = make_server(model, settings, tls, started)
     # what strangers send is no reason to fill a log
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    log_to_stderr()
     with _quiet_signals() as received:
         server.run([sock])
     return 130 if signal.SIGINT in received else 0

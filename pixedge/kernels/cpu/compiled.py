@@ -6,7 +6,6 @@ has; "torch" leaves the library out altogether.
 
 import ctypes
 import os
-import sys
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_long, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pixedge.errors import UsageError
+from pixedge.terminal import complain
 
 VARIABLE = "PIXEDGE_CPU_KERNEL"
 TORCH = "torch"
@@ -131,10 +131,8 @@ def variant() -> str:
 def announce() -> None:
     """Tell once, on stderr, where torch serves because the library was not built."""
     if os.environ.get(VARIABLE, "") != TORCH and _open() is None:
-        print(
-            "pixedge: no compiled CPU kernels, so answers will be slower; install a C compiler and then "
-            "pixedge again",
-            file=sys.stderr,
+        complain(
+            "no compiled CPU kernels, so answers will be slower; install a C compiler and then pixedge again"
         )
 
 

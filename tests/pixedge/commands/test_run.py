@@ -586,4 +586,4 @@ def test_a_terminal_is_not_sent_control_characters_by_the_model(folder):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     os.close(parent)
-    assert text.startswith("a\ufffd]0;title\ufffd\tb\r\n".encode())
+    assert text.startswith(b"a\\x1b]0;title\\x07\tb\r\n")
