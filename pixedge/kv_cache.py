@@ -123,5 +123,7 @@ class PagedStep:
         """
         device = self.tables.device
         places = torch.cat([torch.arange(start, start + count, device=device) for start, count in self.spans])
-        rows = torch.repeat_interleave(torch.arange(len(self.spans), device=device), self.counts.long())
+        sequences = torch.arange(len(self.spans), device=device)
+        # its size is known here: asking a GPU for it would wait for all that is queued there
+        rows = torch.repeat_interleave(sequences, self.counts.long(), output_size=self.tokens)
         return self.tables[rows, places // PAGE].long(), places % PAGE

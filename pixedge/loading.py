@@ -16,7 +16,7 @@ from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.kernels import int4
 from pixedge.kernels.cpu.products import Int4Cpu
-from pixedge.kernels.cuda import available
+from pixedge.kernels.cuda import available, launcher
 from pixedge.memory import enforce, usable_memory
 from pixedge.model import Model
 from pixedge.out_of_memory import told
@@ -143,6 +143,8 @@ def assemble(
     began, by time.perf_counter.
     """
     enforce(plan, place)
+    if plan.layout == "cuda":
+        launcher.prepare()  # before gigabytes are read
     tokenizer = Tokenizer(folder / TOKENIZER_FILE, config.vision, config.decoder.vocab_size)
     decoder = make_decoder(host_embeddings=bool(plan.setup.host_embeddings))
     if progress:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pixedge.doctor.finding import Finding, Subject, yellow
+from pixedge.doctor.finding import Finding, Subject, red, yellow
 from pixedge.doctor.proof import Proof, prove
+from pixedge.errors import PixedgeError
 
 if TYPE_CHECKING:
     from pixedge.kernels.cuda.int4_weight import Int4Weight
@@ -21,7 +22,7 @@ def check_gpu_kernels(subject: Subject) -> Iterator[Finding]:
     """Try all kernels on the GPU; nothing where none is used."""
     if not subject.gpu:
         return
-    from pixedge.kernels.cuda import available
+    from pixedge.kernels.cuda import available, launcher
 
     device = torch.device("cuda", 0)
     if not torch.cuda.is_available() or not available(device):
@@ -30,6 +31,12 @@ def check_gpu_kernels(subject: Subject) -> Iterator[Finding]:
             "cannot be used on this card, or triton is missing: torch serves",
             "see the lines about torch and triton",
         )
+        return
+    try:
+        launcher.prepare()
+    except PixedgeError as error:
+        detail, _, advice = str(error).partition("; ")
+        yield red("gpu kernels", detail, advice)
         return
     yield from prove(list(gpu_proofs(device)), "gpu")
 

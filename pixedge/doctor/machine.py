@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pixedge.doctor.finding import Finding, Subject, green, red, yellow
 from pixedge.doctor.nvml import Card, Driver, NvmlError, cards_on_the_bus, read_driver
+from pixedge.kernels.cuda import launcher
 from pixedge.terminal import size
 
 OLDEST_PYTHON = (3, 11)
@@ -116,13 +117,14 @@ def check_cpu(subject: Subject) -> Iterator[Finding]:
 
 
 def check_compiler(subject: Subject) -> Iterator[Finding]:
-    """A C compiler: for the CPU kernels at install, and for Triton's launchers whenever a GPU is used."""
+    """A C compiler, for the CPU kernels at install; with a GPU the one that Triton uses, and Python.h."""
+    if subject.gpu and sys.platform != "win32":
+        yield from _check_launcher()
+        return
     built = any(_kernel_files())
     path = next(filter(None, map(shutil.which, [os.environ.get("CC", ""), "cc", "gcc", "clang", "cl"])), None)
     if path is not None:
         yield green("compiler", _first_line(path) or path)
-    elif subject.gpu:
-        yield red("compiler", "none was found, and the GPU kernels need one", "install gcc (apt install gcc)")
     elif built:
         yield green("compiler", "none was found, and none is needed: the CPU kernels are built")
     else:
@@ -131,6 +133,25 @@ def check_compiler(subject: Subject) -> Iterator[Finding]:
             "none was found, and the CPU kernels are not built, so answers are slower",
             "install gcc, then: pip install --force-reinstall --no-deps --no-cache-dir pixedge",
         )
+
+
+def _check_launcher() -> Iterator[Finding]:
+    """What Triton needs at its first launch."""
+    path, header = launcher.compiler(), launcher.header()
+    if path is None:
+        asked = os.environ.get("CC")
+        detail = (
+            f"CC is {asked!r}, which is not there" if asked is not None else "no gcc and no clang is there"
+        )
+        advice = "unset CC, or name a compiler that is there" if asked is not None else launcher.remedy()
+        yield red("compiler", f"{detail}, and the GPU kernels need a compiler at their first launch", advice)
+    else:
+        yield green("compiler", _first_line(path) or path)
+    if header.is_file():
+        yield green("Python.h", str(header))
+    else:
+        detail = f"{header} is missing, and the GPU kernels need it at their first launch"
+        yield red("Python.h", detail, launcher.remedy())
 
 
 def check_disk(subject: Subject) -> Iterator[Finding]:

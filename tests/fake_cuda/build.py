@@ -4,6 +4,7 @@ Every function that a replaced library exports and the C files here do not have 
 and succeeds. Needs gcc and nm. FOLDER is by default .fake-gpu/cuda in the checkout.
 """
 
+import ctypes
 import re
 import site
 import subprocess
@@ -24,20 +25,17 @@ def exported(library: Path) -> set[str]:
     return set(re.findall(r" [TW] (\w+)", out.stdout))
 
 
-def build(out: Path, wanted: set[str], *sources: Path) -> None:
+def build(out: Path, wanted: set[str], source: Path, *defined: str) -> None:
     """Compile a library that has all wanted functions; its file's name is what others look for."""
     include = [f"-I{folder}" for folder in HEADERS]
-    flags = ["-std=gnu11", "-O1", "-fPIC", "-Wall", "-Werror", "-Wno-deprecated-declarations"]
-    objects = []
-    for source in sources:
-        objects.append(out.with_name(source.stem + ".o"))
-        subprocess.run(["gcc", *flags, *include, "-c", source, "-o", objects[-1]], check=True)
-    found = subprocess.run(["nm", "--defined-only", *objects], capture_output=True, text=True, check=True)
+    flags = ["-std=gnu11", "-O1", "-fPIC", "-Wall", "-Werror", "-Wno-deprecated-declarations", *defined]
+    compiled = out.with_name(source.stem + ".o")
+    subprocess.run(["gcc", *flags, *include, "-c", source, "-o", compiled], check=True)
+    found = subprocess.run(["nm", "--defined-only", compiled], capture_output=True, text=True, check=True)
     have = set(re.findall(r" T (\w+)", found.stdout))
     rest = out.with_suffix(".rest.c")
     rest.write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(wanted - have)))
-    # -fno-builtin and no headers: the names are all that counts
-    linked = ["gcc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{out.name}", "-o", out, *objects, rest]
+    linked = ["gcc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{out.name}", "-o", out, compiled, rest]
     subprocess.run([*linked, "-ldl", "-lpthread"], check=True)
 
 
@@ -48,7 +46,9 @@ def main(folder: Path) -> None:
     for name in CUDA:
         wanted |= exported(NVIDIA / "cu13" / "lib" / name)
     build(folder / "libcuda.so.1", wanted, HERE / "driver.c")
-    build(folder / "libcudnn.so.9", exported(NVIDIA / "cudnn" / "lib" / "libcudnn.so.9"), HERE / "cudnn.c")
+    cudnn = NVIDIA / "cudnn" / "lib" / "libcudnn.so.9"
+    version = f"-DCUDNN_VERSION={ctypes.CDLL(str(cudnn)).cudnnGetVersion()}"
+    build(folder / "libcudnn.so.9", exported(cudnn), HERE / "cudnn.c", version)
     build(folder / "libnvidia-ml.so.1", set(), HERE / "nvml.c")
 
 

