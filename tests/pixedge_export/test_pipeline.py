@@ -1,11 +1,14 @@
 """The whole export: what it writes, that it writes the same again, and that a failure leaves nothing."""
 
 import errno
+import itertools
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,12 +25,14 @@ from pixedge.terminal import size
 from pixedge.tokenizer import Tokenizer
 from pixedge_export import decoder_export, pipeline, writer
 from pixedge_export import vision as vision_module
-from pixedge_export.calibration import default_samples, encode_samples
+from pixedge_export.calibration import EncodedSample, default_samples, encode_samples
+from pixedge_export.decoder_export import DecoderExport
 from pixedge_export.gptq import quantize_rtn
 from pixedge_export.known_picture import known_conversation
 from pixedge_export.pipeline import DEFAULT_SAMPLES, MAX_SAMPLE_TOKENS, Event, Recipe, export
 from pixedge_export.synthetic import PIXTRAL_12B, write_synthetic
-from pixedge_export.writer import estimate_bytes
+from pixedge_export.weights import Weights
+from pixedge_export.writer import ShardWriter, estimate_bytes
 from tests.random_models import (
     CPU,
     Tensors,
@@ -286,6 +291,33 @@ def test_samples_of_a_folder_are_limited_in_their_order(
     numbers = [int(sample.name.partition(":")[2]) for sample in found]
     assert len(found) == expected and numbers == sorted(set(numbers))
     assert [sample.name for sample in pipeline._choose(samples, limit)] == [sample.name for sample in found]
+
+
+def test_a_limit_draws_from_the_whole_folder(tmp_path: Path) -> None:
+    """Files are often sorted by kind: the first N lines would be one kind. The draw reaches all."""
+    lines = [json.dumps({"messages": [{"role": "user", "content": f"Question {i}"}]}) for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    chosen = [int(sample.name.partition(":")[2]) for sample in pipeline._choose(tmp_path, 20)]
+    assert len(chosen) == 20 and chosen == sorted(set(chosen))
+    for start in (1, 21, 41):  # a fair draw misses one third once in 3 x 10^4 times, and the seed is fixed
+        assert any(start <= number < start + 20 for number in chosen), chosen
+    assert len({later - number for number, later in itertools.pairwise(chosen)}) > 1, "every n-th line"
+
+
+def test_a_picture_s_tokens_count_a_quarter_and_text_in_full() -> None:
+    """Which of the two is which: with the weights swapped every export still works, only worse."""
+    decoder = DecoderExport(
+        CONFIG, cast(Weights, None), RECIPE, cast(ShardWriter, None), torch.device("cpu"), print
+    )
+    text = make_prompt(CONFIG.vision, [500, 600, 700])
+    seen = make_prompt(CONFIG.vision, [500], np.zeros((3, 32, 48), np.float32), [600])
+    (plain,), (mixed,) = (decoder.counts([EncodedSample("s", each)]) for each in (text, seen))
+    assert plain.tolist() == [1.0] * 3
+    vision = CONFIG.vision
+    pictured = {vision.image_token_id, vision.image_break_token_id, vision.image_end_token_id}
+    expected = [0.25 if token in pictured else 1.0 for token in seen.ids]
+    assert mixed.tolist() == expected and {0.25, 1.0} == set(expected)
+    assert expected[0] == expected[-1] == 1.0
 
 
 def test_the_built_in_mix_has_as_many_samples_as_the_guide_says(monkeypatch: pytest.MonkeyPatch) -> None:

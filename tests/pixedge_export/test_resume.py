@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from pixedge.artifact import MANIFEST
 from pixedge.errors import CapacityError, ExportError
 from pixedge_export import pipeline, safetensors_writer
+from pixedge_export.calibration import load_samples, split
 from pixedge_export.journal import Journal, describe_difference, read_journal
 from pixedge_export.layers import LinearError
 from pixedge_export.pipeline import Event, Recipe, export
@@ -182,6 +183,27 @@ def test_what_is_left_of_something_else_is_not_touched(
     assert {path: path.stat().st_mtime_ns for path in left.rglob("*") if path.is_file()} == before
     export(source, tmp_path / "out", recipe, **(OPTIONS | options), force=True)
     assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["calibration", "held out"])
+def test_other_samples_are_something_else(source: Path, tmp_path: Path, part: int) -> None:
+    """The report measures on the held-out samples: a resumed export with others would report half of each."""
+    data = tmp_path / "data"
+    data.mkdir()
+    file, out = data / "calibration.jsonl", tmp_path / "out"
+
+    def write(texts: Sequence[str]) -> None:
+        lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
+        file.write_text("\n".join(lines), encoding="utf-8")
+
+    texts = [f"Question {i}?" for i in range(8)]
+    write(texts)
+    number = int(split(load_samples(data))[part][0].name.partition(":")[2])
+    options = OPTIONS | {"samples": None, "calibration": data}
+    stopped(source, out, **options)
+    write([*texts[: number - 1], "Something else.", *texts[number:]])
+    with pytest.raises(ExportError, match=r"something else \(calibration"):
+        export(source, out, RECIPE, **options)
 
 
 def test_another_checkpoint_in_the_same_place_is_something_else(tmp_path: Path) -> None:
