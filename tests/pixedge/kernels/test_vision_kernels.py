@@ -139,14 +139,16 @@ def test_layer_sees_nothing_of_the_one_before(variant: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("patches", [1, 64, 63 * 8])
-def test_layer(patches: int, threads: int, variant: str) -> None:
+@pytest.mark.parametrize("epsilon", [1e-5, 0.3])
+def test_layer(patches: int, threads: int, epsilon: float, variant: str) -> None:
+    """An epsilon as large as what is normalised is seen in both norms; 1e-5 beside 1 is not."""
     torch.manual_seed(patches)
     torch.set_num_threads(threads)
     weights = layer_weights(128, 352)
     x = torch.randn(patches, 128)
     cos, sin = angles(patches, 32)
-    expected = reference.encoder_layer(x, cos, sin, weights, 4, 1e-5)
-    found = fast.encoder_layer(x, cos, sin, weights, 4, 1e-5)
+    expected = reference.encoder_layer(x, cos, sin, weights, 4, epsilon)
+    found = fast.encoder_layer(x, cos, sin, weights, 4, epsilon)
     # what the layer adds is what the kernel computes
     assert error(found - x, expected - x) < BOUND
 

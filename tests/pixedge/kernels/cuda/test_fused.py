@@ -31,17 +31,20 @@ def draw(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) 
     st.integers(0, 4),
     st.sampled_from(DTYPES),
     st.booleans(),
+    st.sampled_from((1.0, 1e-3)),
 )
-@example(1, 5120, 3, torch.bfloat16, True)
-def test_add_norm(rows: int, n: int, splits: int, dtype: torch.dtype, wide: bool) -> None:
-    residual = draw((rows, n), n, torch.float32 if wide else dtype)
-    partials = draw((splits, rows, n), n + 1) if splits else None
+@example(1, 5120, 3, torch.bfloat16, True, 1.0)
+@example(2, 40, 0, torch.float16, True, 1e-3)
+def test_add_norm(rows: int, n: int, splits: int, dtype: torch.dtype, wide: bool, scale: float) -> None:
+    """At a scale of 1e-3 the mean square is a tenth of epsilon, which then decides the result."""
+    residual = scale * draw((rows, n), n, torch.float32 if wide else dtype)
+    partials = scale * draw((splits, rows, n), n + 1) if splits else None
     weight = draw((n,), n + 2, dtype)
     total, normed = norm.add_norm_reference(residual, partials, weight, 1e-5)
     out = torch.full((rows, n), torch.nan, dtype=dtype, device=DEVICE)
     held = residual.clone()
     assert norm.add_norm(held, partials, weight, 1e-5, out) is out
-    torch.testing.assert_close(held, total, rtol=1e-5 if wide else UNIT[dtype], atol=1e-5)
+    torch.testing.assert_close(held, total, rtol=1e-5 if wide else UNIT[dtype], atol=1e-5 * scale)
     torch.testing.assert_close(out, normed, rtol=4 * UNIT[dtype], atol=1e-5)
 
 
@@ -133,6 +136,27 @@ def test_what_is_not_finite_stays_so_in_eight_bits(bad: float) -> None:
     rotary.rotate_and_write(qkv, cos, sin, zero, zero, zero[:, None], pages, queries)
     assert pages.key_scales is not None and pages.value_scales is not None
     assert bool(pages.key_scales[0, 0, 0].isfinite()) and not bool(pages.value_scales[0, 0, 0].isfinite())
+
+
+@pytest.mark.parametrize("eight", [False, True])
+def test_keys_and_values_are_rounded_to_the_nearest_not_truncated(eight: bool) -> None:
+    """Numbers at three quarters of a step; the tolerance of a whole step elsewhere lets truncation pass."""
+    base, step = (0.0, 1.0) if eight else (1.0, 2.0**-10)
+    row = torch.full((16,), base + 0.75 * step, device=DEVICE)
+    row[1::2] *= -1
+    if eight:
+        row[0] = 127.0  # which makes the scale exactly 1
+    pages = empty_pages(1, 1, 16, torch.float16, eight)
+    zero = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    cos, sin = torch.ones(1, 8, device=DEVICE), torch.zeros(1, 8, device=DEVICE)
+    queries = torch.empty(1, 1, 16, dtype=torch.float16, device=DEVICE)
+    rotary.rotate_and_write(row.repeat(3).view(1, 1, 48), cos, sin, zero, zero, zero[:, None], pages, queries)
+    expected = torch.full((16,), base + step)
+    expected[1::2] *= -1
+    if eight:
+        expected[0] = 127.0
+    for stored in (pages.keys, pages.values):
+        assert stored[0, 0, 0].float().tolist() == expected.tolist()
 
 
 def test_a_row_of_zeros_has_scale_zero() -> None:
