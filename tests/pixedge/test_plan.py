@@ -28,7 +28,7 @@ from pixedge.plan import (
     largest_context,
     make_plan,
 )
-from pixedge.scratch import encoder_activations, picture_patches, picture_tokens
+from pixedge.scratch import cpu_scratch, encoder_activations, picture_patches, picture_tokens
 from pixedge.stored_weights import (
     embeddings_bytes,
     encoder_weights,
@@ -77,6 +77,20 @@ def test_a_token_takes_what_the_pool_allocates(bits: int) -> None:
     pool = PagePool.allocate(DEMO.decoder, 3, torch.bfloat16, CPU, bits=bits)
     stores = [pool.keys, pool.values, pool.key_scales, pool.value_scales]
     assert 48 * token_bytes(DEMO.decoder, bits) == sum(store.nbytes for store in stores if store is not None)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_cpu_s_step_takes_its_logits(batch: int) -> None:
+    """Of Pixtral-12B, 1.5 MB an answer: what the head gives and its copy in float32, made here."""
+    vocab = 50_000
+    head = Int8Linear(torch.zeros(vocab, DEMO.decoder.dim), torch.bfloat16, CPU)
+    logits = head(torch.zeros(batch, DEMO.decoder.dim, dtype=torch.bfloat16))
+    held = logits.nbytes + logits.float().nbytes
+
+    def step(vocab_size: int) -> int:
+        return cpu_scratch(replace(DEMO.decoder, vocab_size=vocab_size), "cpu", chunk=512, batch=batch)[1]
+
+    assert held <= step(vocab + 8) - step(8) <= 2 * held
 
 
 def test_the_encoder_has_as_many_weights_as_its_tensors() -> None:

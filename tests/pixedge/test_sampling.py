@@ -109,6 +109,25 @@ def test_ties_are_cut_by_id_not_by_chance():
     assert Sampler(SamplingParams()).sample(logits).id == 0
 
 
+@pytest.mark.parametrize("vocab", [2, 4, 16])
+def test_top_p_that_is_reached_exactly_takes_no_more(vocab):
+    """The fewest tokens that reach it: a comparison with > for >= takes one more, but only at a tie.
+
+    Equal tokens have probabilities of a power of two, whose sums are exact.
+    """
+    for kept in range(1, vocab):
+        counts = draw(30 * vocab, torch.zeros(vocab), temperature=1.0, top_p=kept / vocab)
+        assert set(counts) == set(range(kept))
+
+
+def test_seed_0_is_a_seed():
+    """0 is false in Python: taken for "none", every answer would be another one."""
+    assert Sampler(SamplingParams(temperature=1.0, seed=0)).seed == 0
+    logits = torch.zeros(1000)
+    first = [Sampler(SamplingParams(temperature=1.0, seed=0)).sample(logits).id for _ in range(5)]
+    assert len(set(first)) == 1
+
+
 def test_nucleus_wider_than_the_first_look():
     # 4000 equal tokens and top_p = .5: the 2000 lowest ids, more than the 512 that are looked at first.
     counts = draw(400, torch.zeros(4000), temperature=1.0, top_p=0.5)

@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers.core_model_loading import PermuteForRope
 
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
 from pixedge.errors import CheckpointError, ConfigError
@@ -133,6 +135,8 @@ def test_mistral_files_carry_mistral_names_and_interleaved_rows(mistral: Path) -
     tensors = random_tensors()
     for name, mine in (
         (CANONICAL_QUERY, QUERY),
+        # two heads of keys, where the queries have four: the number of heads is the weight's own
+        (CANONICAL_QUERY.replace("q_proj", "k_proj"), QUERY.replace("wq", "wk")),
         (
             "vision_tower.transformer.layers.1.attention.k_proj.weight",
             "vision_encoder.transformer.layers.1.attention.wk.weight",
@@ -141,6 +145,8 @@ def test_mistral_files_carry_mistral_names_and_interleaved_rows(mistral: Path) -
         # Head by head, canonical rows are the stored rows 0, 2, 4, 6, then 1, 3, 5, 7.
         order = [8 * head + row for head in range(len(stored[mine]) // 8) for row in (0, 2, 4, 6, 1, 3, 5, 7)]
         assert torch.equal(tensors[name], stored[mine][order])
+        theirs = SimpleNamespace(num_attention_heads=len(stored[mine]) // 8)  # transformers' own conversion
+        assert torch.equal(tensors[name], PermuteForRope()._permute_for_rope(stored[mine], theirs))
     gate = "language_model.model.layers.1.mlp.gate_proj.weight"
     assert torch.equal(tensors[gate], stored["layers.1.feed_forward.w1.weight"])
     down = "language_model.model.layers.1.mlp.down_proj.weight"

@@ -28,6 +28,16 @@ def client(server):
         yield client
 
 
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """A server whose answers do not depend on what else is computed: without AMX that takes float32."""
+    base = tmp_path_factory.getbasetemp()
+    arguments = ("--model", exported_demo(base), "--model-name", "star", "--dtype", "float32")
+    with Process(base, *arguments, PIXEDGE_API_KEY=KEY) as process:
+        with openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client:
+            yield client
+
+
 def data_url(name):
     return "data:image/png;base64," + base64.b64encode((PICTURES / name).read_bytes()).decode()
 
@@ -106,23 +116,44 @@ def test_an_instruction_ahead(client, role):
     assert answer.usage.prompt_tokens > 109 and answer.usage.prompt_tokens_details.image_tokens == 88
 
 
-def test_choices_and_seeds(client):
+def test_choices_and_seeds(exact):
     draw = {"model": "star", "messages": STAR, "temperature": 3.0, "max_tokens": 12, "seed": 7}
-    three = client.chat.completions.create(**draw, n=3)
+    three = exact.chat.completions.create(**draw, n=3)
     texts = [choice.message.content for choice in three.choices]
     assert [choice.index for choice in three.choices] == [0, 1, 2] and len(set(texts)) == 3
     assert three.pixedge["seeds"] == [7, 8, 9]
     assert three.usage.prompt_tokens == 109 and 3 < three.usage.completion_tokens <= 36
     for seed, text in zip((7, 8, 9), texts, strict=True):
-        alone = client.chat.completions.create(**{**draw, "seed": seed})
+        alone = exact.chat.completions.create(**{**draw, "seed": seed})
         assert alone.choices[0].message.content == text
     streamed = ["", "", ""]
     ends = []
-    for chunk in client.chat.completions.create(**draw, n=3, stream=True):
+    for chunk in exact.chat.completions.create(**draw, n=3, stream=True):
         (choice,) = chunk.choices
         streamed[choice.index] += choice.delta.content or ""
         ends += [choice.index] if choice.finish_reason else []
     assert streamed == texts and sorted(ends) == [0, 1, 2]
+
+
+def test_each_choice_ends_for_its_own_reason(exact):
+    """Some choices stop by themselves and some are cut: each as it does alone, and the usage is their sum."""
+    asked = {"model": "star", "messages": STAR, "temperature": 2.5, "max_tokens": 9, "seed": 0}
+    together = exact.chat.completions.create(**asked, n=8)
+    assert together.pixedge["seeds"] == list(range(8))
+    alone = [exact.chat.completions.create(**{**asked, "seed": seed}) for seed in range(8)]
+    reasons = [answer.choices[0].finish_reason for answer in alone]
+    assert set(reasons) == {"stop", "length"} and reasons != [reasons[0]] * 8
+    assert [choice.finish_reason for choice in together.choices] == reasons
+    counts = [answer.usage.completion_tokens for answer in alone]
+    assert together.usage.completion_tokens == sum(counts) and len(set(counts)) > 1
+    assert together.usage.total_tokens == together.usage.prompt_tokens + sum(counts)
+    ends = {}
+    options = {"include_usage": True}
+    for chunk in exact.chat.completions.create(**asked, n=8, stream=True, stream_options=options):
+        ends |= {choice.index: choice.finish_reason for choice in chunk.choices if choice.finish_reason}
+        usage = chunk.usage
+    assert [ends[index] for index in range(8)] == reasons
+    assert usage.completion_tokens == sum(counts)
 
 
 def test_log_probabilities(client):

@@ -13,12 +13,14 @@ import time
 from collections import Counter
 
 import httpx
+import openai
 import pytest
 
 import pixedge
 from pixedge.constraint import Constraint
 from pixedge.errors import PixedgeError
 from pixedge.serve.driver import FRAME
+from pixedge.serve.metrics import Histogram
 from tests.doors import data_url, png
 from tests.engines import check_books
 from tests.exported_demo import exported_demo
@@ -46,7 +48,7 @@ def check_nothing_is_held(server):
     assert metrics.running == metrics.waiting == 0
 
 
-def test_a_full_queue_is_refused_with_the_time_to_ask_again(model):
+def test_a_full_queue_is_refused_with_the_time_to_ask_again(model, monkeypatch):
     """Four answers run, two wait, the seventh is told to come again; then there is room once more."""
     with slowed(model, 0.02), serving(model, queue=2) as server:
         with httpx.Client(base_url=server.url, timeout=30) as client:
@@ -61,6 +63,13 @@ def test_a_full_queue_is_refused_with_the_time_to_ask_again(model):
             full = client.post(CHAT, json=ask(max_tokens=1))
             assert full.status_code == 429 and full.json()["error"]["code"] == "queue_full"
             assert 1 <= int(full.headers["retry-after"]) <= 60
+            again = []
+            monkeypatch.setattr(Histogram, "mean", 3.0)
+            for held in (6, 12, 40):  # the longer the queue, the later; answers take 3 s, four at a time
+                monkeypatch.setattr(chat, "_held", held)
+                again.append(int(client.post(CHAT, json=ask(max_tokens=1)).headers["retry-after"]))
+            monkeypatch.setattr(chat, "_held", 6)
+            assert again == [4, 9, 30]
             assert "6 answers are under way or wait, and 6 may" in full.json()["error"]["message"]
             for thread in threads:
                 thread.join()
@@ -167,6 +176,12 @@ def test_a_format_that_cannot_be_kept_to_is_the_client_s_fault(model, monkeypatc
         calls, limit = 0, 5
         broken = client.post(CHAT, json=ask(response_format=form, stream=True))
         *_, last = [line for line in broken.text.splitlines() if line]
+        # an event without its blank line is never dispatched: a browser would wait, and show no error
+        assert broken.text.endswith("}\n\n") and "[DONE]" not in broken.text
+        official = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        calls, limit = 0, 5
+        with pytest.raises(openai.APIError, match="leaves nothing"):
+            list(official.chat.completions.create(**ask(response_format=form, stream=True)))
         error = json.loads(last.removeprefix("data: "))["error"]
         assert error["message"] == "the regular expression leaves nothing"
         assert error["type"] == "invalid_request_error"

@@ -1,11 +1,16 @@
 """What the engine promises, on the GPU kernels: however a prompt is cut and shared out, the same follows."""
 
 import random
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pixedge.answer_format import AnswerFormat
+from pixedge.constraint import Constraint
 from pixedge.errors import CapacityError, PixedgeError
 from pixedge.sampling import Sampler, SamplingParams
 from pixedge.tokenizer import Prompt
@@ -96,6 +101,37 @@ def test_a_known_prompt_answers_as_a_new_one(pair: Pair) -> None:
     assert request.cached == len(mixed(pair).ids) // 16 * 16
     assert len(pair.gpu.vision.asked) == asked  # type: ignore[attr-defined]
     assert distance(sampler.logits, cold) < BOUND
+
+
+class Among:
+    """A constraint that lets two tokens through."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids
+
+    def allowed(self) -> NDArray[np.int64]:
+        return np.array(self.ids)
+
+    def advance(self, token: int) -> None:
+        assert token in self.ids
+
+
+def test_a_format_holds_a_greedy_answer_beside_one_without(pair: Pair) -> None:
+    """The device knows no formats: what it chose for the row must not be used, though it lies ready."""
+    engine = again(pair.gpu)
+    free = engine.submit(text(5, 3), Sampler(SamplingParams(max_tokens=4)))
+    finish_all(engine)
+    (first, *_) = [token.id for token in free.ready]
+    ids = [token for token in (7, 11, 13) if token != first][:2]
+    rule = SamplingParams(max_tokens=4, answer_format=AnswerFormat("regex", "[ab]+"))
+    held = Sampler(rule, (), cast(Constraint, Among(*ids)))
+    requests = [
+        engine.submit(text(5, 3), held),
+        engine.submit(text(5, 3), Sampler(SamplingParams(max_tokens=4))),
+    ]
+    finish_all(engine)
+    assert {token.id for token in requests[0].ready} <= set(ids) and len(requests[0].ready) == 4
+    assert [token.id for token in requests[1].ready] == [token.id for token in free.ready]
 
 
 def test_the_device_chooses_as_the_host_does(pair: Pair) -> None:
