@@ -345,6 +345,7 @@ def test_is_right(turn, reply, right):
     assert is_right(turn, reply) is right
 
 
+@pytest.mark.slow  # a time says something on an idle machine only
 def test_an_example_takes_a_few_milliseconds():
     list(examples(0, 200))  # renders the glyphs
     start = time.perf_counter()

@@ -45,6 +45,7 @@ def failing(monkeypatch):
 # --- help and version ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a time says something on an idle machine only
 def test_help_answers_within_300_ms():
     def once():
         start = time.perf_counter()

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import re
 import resource
+import threading
 import time
 
 import jsonschema
@@ -313,9 +314,12 @@ def test_what_may_come_next_is_worked_out_by_another_thread():
     answer_format = AnswerFormat.json_object()
     constraint = vocabulary().constraint(answer_format)
 
+    go_on, over = threading.Event(), threading.Event()
+
     class Slow:
         def consume_token(self, token):
-            time.sleep(0.2)
+            assert go_on.wait(60)
+            over.set()
 
         def is_error(self):
             return False
@@ -324,11 +328,11 @@ def test_what_may_come_next_is_worked_out_by_another_thread():
             return bytes([255] * (VOCAB // 8))
 
     constraint._matcher = Slow()
-    start = time.perf_counter()
     constraint.advance(1000 + ord("{"))
-    assert time.perf_counter() - start < 0.15
+    assert not over.is_set()
+    go_on.set()
     assert len(constraint.allowed()) == VOCAB - 1000 + 1
-    assert time.perf_counter() - start >= 0.2
+    assert over.is_set()
 
 
 def _in_a_child(queue) -> None:
@@ -376,10 +380,10 @@ HOSTILE = {
 def test_formats_of_strangers_take_bounded_time_and_memory(name):
     """Refused or answered, but never a process that stands still or grows for ever."""
     vocabulary()._tokenizer()
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     try:
         babble(AnswerFormat.choose(**HOSTILE[name]), 1, longest=40)
     except PixedgeError as refusal:
         assert "\n" not in str(refusal) and len(str(refusal)) < 300
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10  # of the processors, however busy they are
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000  # kB

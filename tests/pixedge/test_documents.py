@@ -4,7 +4,6 @@ import dataclasses
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -206,10 +205,8 @@ def test_a_library_that_hangs_or_crashes_is_a_sentence(monkeypatch, program):
         lambda command, **options: start([sys.executable, "-c", program], **options),
     )
     words = "more than 0.5 s for a page" if "sleep" in program else "crashed or ran out of memory"
-    begun = time.monotonic()
     with pytest.raises(ImageError, match=words):
         list(read_document(THREE * 1000, "x.pdf", LIMITS, SCALE, seconds=0.5))
-    assert time.monotonic() - begun < 20
     timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert all(timer.finished.is_set() for timer in timers)
 

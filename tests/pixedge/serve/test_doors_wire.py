@@ -117,11 +117,9 @@ def test_a_length_and_chunks_at_once_end_the_connection(server):
 
 
 def test_100_mb_announced_are_refused_before_they_come(server):
-    start = time.monotonic()
     heard = Line(server, head(JSON, "Content-Length: 100000000", "Expect: 100-continue")).hear()
     assert status(heard) == 413
     assert b"100,000,000 bytes and the limit is 1,000,000" in heard
-    assert time.monotonic() - start < 0.3 + 2
 
 
 def test_100_mb_in_chunks_are_refused_on_the_way(server):
@@ -140,22 +138,21 @@ def test_100_mb_in_chunks_are_refused_on_the_way(server):
 SLOW_BODIES = {
     "a body that stops": (b'{"model"', 0),
     "a body that never begins": (b"", 0),
-    "a body of a byte now and then": (b"", 40),
+    "a body of a byte now and then": (b"", 400),
 }
 
 
 @pytest.mark.parametrize(("said", "more"), SLOW_BODIES.values(), ids=SLOW_BODIES)
 def test_a_slow_body(server, said, more):
-    start = time.monotonic()
-    line = Line(server, head(JSON, "Content-Length: 1000") + said)
+    line, sent = Line(server, head(JSON, "Content-Length: 1000") + said), 0
     try:
-        for _ in range(more):
+        for sent in range(more):  # noqa: B007
             line.say(b" ")
             time.sleep(0.05)
     except (ConnectionResetError, BrokenPipeError):
         pass
     heard = line.hear()
-    assert time.monotonic() - start < 0.8 + 3
+    assert not more or sent < more - 1  # 0.8 s are allowed, all of it would take 20 s
     assert status(heard) == 408 or (more and not heard)  # what was said last may reset the connection
 
 
@@ -164,22 +161,19 @@ SLOW_HEADS = {"a head that stops": b"GET / HT", "no head": b"", "a head without 
 
 @pytest.mark.parametrize("said", SLOW_HEADS.values(), ids=SLOW_HEADS)
 def test_a_slow_head(server, said):
-    start = time.monotonic()
     assert Line(server, said).hear() == b""
-    assert time.monotonic() - start < 0.4 + 3
 
 
 def test_a_head_of_a_byte_now_and_then(server):
-    start = time.monotonic()
     line = Line(server, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ")
     try:
-        for _ in range(40):
+        for sent in range(400):  # noqa: B007
             line.say(b"x")
             time.sleep(0.05)
     except (ConnectionResetError, BrokenPipeError):
         pass
     assert line.hear() == b""
-    assert time.monotonic() - start < 0.4 + 3
+    assert sent < 399  # 0.4 s are allowed, all of it would take 20 s
 
 
 def test_a_client_that_takes_nothing_of_a_long_answer(server):

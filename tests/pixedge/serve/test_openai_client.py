@@ -33,9 +33,11 @@ def exact(tmp_path_factory):
     """A server whose answers do not depend on what else is computed: without AMX that takes float32."""
     base = tmp_path_factory.getbasetemp()
     arguments = ("--model", exported_demo(base), "--model-name", "star", "--dtype", "float32")
-    with Process(base, *arguments, PIXEDGE_API_KEY=KEY) as process:
-        with openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client:
-            yield client
+    with (
+        Process(base, *arguments, PIXEDGE_API_KEY=KEY) as process,
+        openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client,
+    ):
+        yield client
 
 
 def data_url(name):

@@ -85,11 +85,9 @@ def test_sigterm_ends_an_answer_that_takes_too_long(base, folder):
     with Process(base, *arguments, step_seconds=0.05) as server:
         reader = Reader(server.url, max_tokens=500)
         wait_for(lambda: len(reader.events) > 3)
-        start = time.monotonic()
         assert server.end() == 0
-        assert time.monotonic() - start < 10  # the answer would have taken 25 s
         reader.join(10)
-    assert reader.failure is None
+    assert reader.failure is None and len(reader.events) < 400  # and not the 500 tokens of the whole answer
     assert reader.events[-1]["error"]["code"] == "shutting_down"
 
 
@@ -99,10 +97,9 @@ def test_a_second_ctrl_c_does_not_wait(base, folder):
         wait_for(lambda: len(reader.events) > 3)
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
-        start = time.monotonic()
         assert server.end(signal.SIGINT) == 130
-        assert time.monotonic() - start < 10  # the answer would have taken 25 s
         reader.join(10)
+        assert len(reader.events) < 400  # and not the 500 tokens of the whole answer
         assert not any("Traceback" in line for line in server.said), server.said
 
 
