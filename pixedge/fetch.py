@@ -24,11 +24,11 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from pixedge.errors import ImageError
 from pixedge.image import ImageLimits
+from pixedge.public_address import is_public
 
 MAX_REDIRECTS = 5
 
 _REDIRECTS = {301, 302, 303, 307, 308}
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _INSTEAD = "download it yourself and give the file"
 
 
@@ -116,7 +116,7 @@ def _get(
     """One request: the body, or where a redirect leads."""
     addresses = _resolve(target, shown, deadline)
     for address in addresses:
-        if not allow_private and not _is_public(ipaddress.ip_address(address)):
+        if not allow_private and not is_public(ipaddress.ip_address(address)):
             raise AddressError(
                 f"{shown} is not downloaded because {target.host} is at {address}, which is not a public "
                 f"address; {_INSTEAD}"
@@ -188,19 +188,6 @@ def _resolve(target: _Target, shown: str, deadline: float) -> list[str]:
             f"{shown} cannot be downloaded because {target.host} is not known; check the address"
         )
     return answer
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Tell whether an address is public, looking into IPv6 forms that carry an IPv4 address."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.is_site_local or address.scope_id is not None:
-            return False
-        if address in _NAT64:
-            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is not None:
-            return _is_public(inner)
-    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
 def _connect(target: _Target, addresses: list[str], deadline: float) -> socket.socket:
