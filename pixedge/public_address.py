@@ -58,7 +58,7 @@ _LOW_32 = (1 << 32) - 1
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Tell whether an address is public; an IPv6 form that carries an IPv4 address is as public as that is."""
+    """Tell whether an address is public; an IPv6 form of an IPv4 address is as public as that one."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _SPECIAL_V4)
     if address.scope_id is not None:

@@ -27,7 +27,7 @@ from pixedge.sampling import SamplingParams
 from pixedge.serve.body import Gone
 from pixedge.serve.chat import Chat
 from pixedge.serve.doors import Locked, Origins
-from pixedge.serve.driver import Driver
+from pixedge.serve.driver import Driver, engine_failed
 from pixedge.serve.errors import Refusal, json_response, refusal
 from pixedge.serve.metrics import CONTENT_TYPE, Metrics
 from pixedge.serve.openapi import describe
@@ -44,7 +44,7 @@ class Service:
         """Prepare to serve; ``running`` starts and ends it."""
         self.model, self.settings = model, settings
         self.metrics = Metrics(model.engine, settings.names)
-        self.driver = Driver(model.engine, self.metrics)
+        self.driver = Driver(model.engine, self.metrics, self._fail)
         self.chat = Chat(model, self.driver, self.metrics, settings)
         self.state = "starting"
         self._created = int(time.time())
@@ -87,15 +87,19 @@ class Service:
 
     def end(self) -> None:
         """Cancel what is still under way."""
-        self.driver.cancel_all(Refusal(503, "the server shuts down; ask again later", code="shutting_down"))
+        self.driver.cancel_all(_shutting_down)
+
+    def _fail(self) -> None:
+        """Take no more requests, because none would be answered."""
+        if self.state != "draining":
+            self.state = "failed"
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         status = 500
         try:
             if self.state != "ready":
-                message = f"the server is {self.state}; ask again in a moment"
-                raise Refusal(503, message, code=self.state, headers={"retry-after": "2"})
+                raise self._not_ready()
             response = await self.chat.answer(request)
             status = response.status_code
             return response
@@ -141,6 +145,12 @@ class Service:
         """GET /openapi.json."""
         return json_response(self._description)
 
+    def _not_ready(self) -> Refusal:
+        if self.state == "failed":
+            return engine_failed()
+        message = f"the server is {self.state}; ask again in a moment"
+        return Refusal(503, message, code=self.state, headers={"retry-after": "2"})
+
     def _model(self, name: str) -> dict[str, Any]:
         engine = self.model.engine
         longest = min(self.model.config.decoder.context, engine.cache.tokens)
@@ -172,12 +182,16 @@ def create_app(model: Model, settings: Settings) -> Starlette:
             *([cors] if settings.origins else []),
             Middleware(Locked, settings=settings),
         ],
-        exception_handlers={HTTPException: _http_error, Refusal: _refused},
+        exception_handlers={HTTPException: _http_error, Refusal: _refused, Exception: _refused},
         lifespan=service.running,
     )
     app.router.redirect_slashes = False
     app.state.service = service
     return app
+
+
+def _shutting_down() -> Refusal:
+    return Refusal(503, "the server shuts down; ask again later", code="shutting_down")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -186,7 +200,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path[:80]
+    path = request.scope["path"][:80]  # request.url parses the Host header, which may hold anything
     sentences = {
         404: f"there is nothing at {path!r}; POST to /v1/chat/completions",
         405: f"{path!r} does not take {request.method}",

@@ -49,10 +49,9 @@ class Origins:
         origin = headers.get("origin")
         if origin is None or origin in self._origins:
             return None
-        if origin == f"{scope['scheme']}://{host}":
+        # https as well as http: a proxy in front may speak TLS
+        if origin in (f"http://{host}", f"https://{host}"):
             return None
-        if urlsplit(origin).netloc == host and origin.partition(":")[0] in ("http", "https"):
-            return None  # behind a proxy that speaks TLS
         return Refusal(
             403,
             f"pages of {origin[:80]!r} may not use this server; it can be started with --cors for them",

@@ -4,23 +4,32 @@ Answers' tokens are taken and turned into text here, between two steps. The even
 answers together, and not for every step: text that is less than FRAME seconds old waits for more, because a
 call into the loop and a write to a socket cost as much as a token of a small model, and nobody reads faster.
 An answer's first text and its end are handed over at once.
+
+A fault anywhere in the thread ends every request with an error and is reported, so nobody waits for a thread
+that is no more.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pixedge.engine import Engine
 from pixedge.model import Draft
+from pixedge.prompt import Prompt
 from pixedge.request import Request
-from pixedge.sampling import SampledToken
+from pixedge.sampling import SampledToken, Sampler, SamplingParams
+from pixedge.serve.errors import Refusal
 from pixedge.serve.metrics import Metrics
 
 FRAME = 0.02
+
+# After a step that failed, an idle engine is tried after so many seconds.
+_TRIAL = 1.0
 
 _LOG = logging.getLogger("pixedge.serve")
 
@@ -58,7 +67,8 @@ class Job:
         self._loop = loop
         self._pieces: list[Piece] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._open = len(self.drafts)
+        self._open = len(self.drafts)  # choices whose last piece was not taken
+        self._unended = set(range(len(self.drafts)))  # choices whose last piece was not delivered
         self.cancelled = False
 
     async def pieces(self) -> list[Piece]:
@@ -78,7 +88,11 @@ class Job:
         return self._open == 0
 
     def deliver(self, piece: Piece) -> None:
-        """Take a piece; called in the event loop."""
+        """Take a piece, unless its choice has ended; called in the event loop."""
+        if piece.choice not in self._unended:
+            return
+        if piece.ended:
+            self._unended.remove(piece.choice)
         self._pieces.append(piece)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -100,9 +114,14 @@ class _Choice:
 class Driver:
     """Owns the engine's steps from ``start`` to ``stop``."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        """Prepare the thread."""
+    def __init__(
+        self, engine: Engine, metrics: Metrics, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare the thread; on_failure is called in the event loop if it ends by a fault."""
         self.engine, self.metrics = engine, metrics
+        self._on_failure = on_failure
+        self._failed = False
+        self._suspect = False  # whether the last step failed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrivals: deque[_Choice] = deque()
         self._choices: list[_Choice] = []
@@ -110,7 +129,7 @@ class Driver:
         self._handed = 0.0
         self._wake = threading.Event()
         self._ending = False
-        self._refused: Exception | None = None  # what is submitted from now on
+        self._refusal: Callable[[], Refusal] | None = None  # of what is submitted from now on
         self._thread = threading.Thread(target=self._run, name="pixedge-engine", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -128,10 +147,10 @@ class Driver:
     def submit(self, job: Job) -> None:
         """Queue all of a job's choices, or none; any thread may call.
 
-        Raises what Engine.submit raises, and after ``cancel_all`` its error.
+        Raises what Engine.submit raises, and Refusal after ``cancel_all`` or a fault of the thread.
         """
-        if self._refused is not None:
-            raise self._refused
+        if self._refusal is not None:
+            raise self._refusal()
         try:
             choices = [
                 _Choice(job, draft, draft.submit(), Piece(index)) for index, draft in enumerate(job.drafts)
@@ -143,6 +162,8 @@ class Driver:
         self._wake.set()
         if job.cancelled:  # meanwhile
             self.cancel(job)
+        if self._failed:  # meanwhile
+            self._lose_arrivals()
 
     def cancel(self, job: Job) -> None:
         """Let nothing more be computed for a job, from the next step on; any thread may call."""
@@ -151,39 +172,92 @@ class Driver:
             draft.cancel()
         self._wake.set()
 
-    def cancel_all(self, error: Exception) -> None:
-        """End everything under way, and all that is submitted later, with an error; any thread may call."""
-        self._refused = error
+    def cancel_all(self, refusal: Callable[[], Refusal]) -> None:
+        """End everything under way, and all that is submitted later, with a refusal; any thread may call."""
+        self._refusal = refusal
         for choice in [*self._choices, *self._arrivals]:
-            choice.error = error
+            choice.error = refusal()
             choice.draft.cancel()
         self._wake.set()
 
     # In the thread
 
     def _run(self) -> None:
-        while not self._ending:
-            while self._arrivals:
-                self._choices.append(self._arrivals.popleft())
-            if not self._choices:
-                self._hand_over()
-                self._wake.wait()
-                self._wake.clear()
-                continue
-            try:
-                self.engine.step()
-            except Exception:
-                # Not an answer's own error, which the engine keeps with it: nobody's state is to be trusted.
-                _LOG.exception("a step of the engine failed")
-                self._fail()
-            self._collect()
-        for choice in self._choices:
-            choice.draft.cancel()
+        try:
+            while not self._ending:
+                self._turn()
+            for choice in self._choices:
+                choice.draft.cancel()
+        except BaseException:
+            _LOG.exception("the engine's thread failed; no more answers are given until a restart")
+            self._die()
+
+    def _turn(self) -> None:
+        """Take one step, or wait until there is something to do."""
+        while self._arrivals:
+            self._choices.append(self._arrivals.popleft())
+        if not self._choices:
+            self._hand_over()
+            if not self._wake.wait(_TRIAL if self._suspect else None):
+                self._try_engine()
+            self._wake.clear()
+            return
+        try:
+            self.engine.step()
+        except Exception:
+            # Not an answer's own error, which the engine keeps with it: nobody's state is to be trusted.
+            if self._suspect:
+                raise  # nor will the next step be better
+            self._suspect = True
+            _LOG.exception("a step of the engine failed")
+            self._fail()
+        else:
+            self._suspect = False
+        self._collect()
 
     def _fail(self) -> None:
         for choice in self._choices:
             choice.error = RuntimeError("the engine failed while it computed this answer")
             choice.draft.cancel()
+
+    def _try_engine(self) -> None:
+        """Compute one token; raises what keeps the engine from it."""
+        request = self.engine.submit(Prompt((1,), (), 0), Sampler(SamplingParams(max_tokens=1)))
+        while not (request.finished or self._ending):
+            self.engine.step()
+        if request.error is not None:
+            raise request.error
+        self._suspect = False
+
+    def _die(self) -> None:
+        """End all requests with an error; what the fault left behind is not relied on."""
+        self._refusal = engine_failed
+        self._failed = True  # before the arrivals are taken: submit looks at it after it has added some
+        self._call(self._on_failure)
+        self._call(_deliver, self._ready)
+        for choice in self._choices:
+            self._lose(choice)
+        self._choices = []
+        self._lose_arrivals()
+
+    def _lose_arrivals(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._lose(self._arrivals.popleft())
+
+    def _lose(self, choice: _Choice) -> None:
+        with contextlib.suppress(Exception):
+            choice.draft.cancel()
+        lost = Piece(choice.pending.choice, ended=True, error=choice.error or engine_failed())
+        self._call(choice.job.deliver, lost)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have something called in the event loop; if that is closed, nobody is left who waits."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            self._ending = True
 
     def _collect(self) -> None:
         """Take the step's tokens, and hand text over when it is due."""
@@ -259,14 +333,15 @@ class Driver:
                 self._ready.append((choice.job, pending))
                 choice.pending = Piece(pending.choice)
         if self._ready:
-            ready, self._ready = self._ready, []
-            assert self._loop is not None
-            try:
-                self._loop.call_soon_threadsafe(_deliver, ready)
-            except RuntimeError:  # the loop is closed, and with it everybody who waited
-                self._ending = True
+            self._call(_deliver, self._ready)
+            self._ready = []  # only now: what was not handed over is not forgotten
 
 
 def _deliver(ready: list[tuple[Job, Piece]]) -> None:
     for job, piece in ready:
         job.deliver(piece)
+
+
+def engine_failed() -> Refusal:
+    """Give the refusal of a server whose engine is no more."""
+    return Refusal(503, "the engine failed and gives no more answers; restart the server", code="failed")
