@@ -110,11 +110,9 @@ class Service:
             status = 499
             raise
         except Exception as error:
-            found = refusal(error)
-            if found.status == 500:
-                _LOG.error("a request failed", exc_info=error)
-            status = found.status
-            return found.response()
+            response = _answer_to(error)
+            status = response.status_code
+            return response
         finally:
             self.metrics.answered(status)
 
@@ -195,7 +193,19 @@ def _shutting_down() -> Refusal:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return refusal(error).response()
+    return _answer_to(error)
+
+
+def _answer_to(error: Exception) -> Response:
+    """Give the answer to a request that failed.
+
+    A function of its own, so that no variable of a frame in the error's traceback holds the error: such a
+    cycle keeps the request's body until the garbage collector comes by.
+    """
+    found = refusal(error)
+    if found is not error and found.status == 500:
+        _LOG.error("a request failed", exc_info=error)
+    return found.response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

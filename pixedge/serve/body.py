@@ -1,53 +1,23 @@
 """The body of a request, read within caps on its bytes and on its time."""
 
 import asyncio
-import time
+import contextlib
 
 from starlette.requests import Request
 
 from pixedge.serve.errors import Refusal
+from pixedge.serve.room import Held
 from pixedge.serve.settings import Settings
 
 # A body without pictures; it is taken however much waits.
-_SMALL = 1 << 16
+SMALL_BODY = 1 << 16
 
 
-class Room:
-    """Bytes that all requests together may hold while they wait; used in the event loop only."""
+async def read_body(request: Request, settings: Settings, held: Held) -> bytearray:
+    """Read a JSON body; its bytes are ``held``.
 
-    def __init__(self, limit: int) -> None:
-        """Begin with nothing held."""
-        self.limit, self.held = limit, 0
-
-    def take(self, count: int, *, always: bool = False) -> None:
-        """Take so many bytes; raises Refusal where others hold too many, but for what may ``always`` be had.
-
-        One alone may take what it needs.
-        """
-        if self.held and self.held + count > self.limit and not always:
-            raise busy("other requests hold the memory for waiting pictures", 2)
-        self.held += count
-
-    def give(self, count: int) -> None:
-        """Give bytes back."""
-        assert 0 <= count <= self.held
-        self.held -= count
-
-
-def busy(reason: str, seconds: int) -> Refusal:
-    """Give the refusal of a server that has too much to do, with the time after which to ask again."""
-    return Refusal(
-        429,
-        f"{reason}; ask again in {seconds} s",
-        code="queue_full",
-        headers={"retry-after": str(seconds)},
-    )
-
-
-async def read_body(request: Request, settings: Settings, room: Room) -> bytes:
-    """Read a JSON body; its bytes are taken from ``room``, and the caller gives len(body) back.
-
-    Raises Refusal for another content type, too many bytes, or bytes that come too slowly.
+    Raises Refusal for another content type, too many bytes, or bytes that come too slowly, Gone when the
+    client leaves.
     """
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
@@ -56,39 +26,50 @@ async def read_body(request: Request, settings: Settings, room: Room) -> bytes:
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > settings.max_body:
         raise _too_large(settings, f"{int(stated):,} bytes")
-    end = time.monotonic() + settings.body_seconds
-    parts: list[bytes] = []
-    size = 0
+    loop = asyncio.get_running_loop()
+    end = loop.time() + settings.body_seconds
+    body = bytearray()
     try:
-        while True:
-            left = end - time.monotonic()
-            async with asyncio.timeout(max(0.0, min(left, settings.pause_seconds))):
+        async with asyncio.timeout_at(end) as deadline:
+            held.come(lambda: loop.call_soon_threadsafe(_expire, deadline))
+            while True:
+                deadline.reschedule(min(end, loop.time() + settings.pause_seconds))
                 event = await request.receive()
-            if event["type"] == "http.disconnect":
-                raise Gone
-            part = event.get("body", b"")
-            if size + len(part) > settings.max_body:
-                raise _too_large(settings, "more bytes")
-            room.take(len(part), always=size + len(part) <= _SMALL)
-            size += len(part)
-            parts.append(part)
-            if not event.get("more_body", False):
-                return b"".join(parts)
-    except BaseException as error:
-        room.give(size)
-        if isinstance(error, TimeoutError):
-            raise Refusal(
-                408,
-                f"the body did not come within {settings.body_seconds:g} s, or paused for "
-                f"{settings.pause_seconds:g} s; send it faster",
-                code="body_too_slow",
-                headers={"connection": "close"},
-            ) from None
-        raise
+                if event["type"] == "http.disconnect":
+                    raise Gone
+                size = len(body) + len(event.get("body", b""))
+                if size > settings.max_body:
+                    raise _too_large(settings, "more bytes")
+                held.set(size, always=size <= SMALL_BODY)
+                if held.closed:
+                    raise TimeoutError
+                body += event.get("body", b"")
+                if not event.get("more_body", False):
+                    return body
+    except TimeoutError:
+        raise _too_slow(settings, gave_way=held.closed) from None
+    finally:
+        held.came()
 
 
 class Gone(Exception):
     """The client went away; nobody is there to be told anything."""
+
+
+def _expire(deadline: asyncio.Timeout) -> None:
+    with contextlib.suppress(RuntimeError):  # it is over already
+        deadline.reschedule(0)
+
+
+def _too_slow(settings: Settings, *, gave_way: bool) -> Refusal:
+    if gave_way:
+        message = "the body came slowly and other requests needed its memory; send it again, faster"
+    else:
+        message = (
+            f"the body did not come within {settings.body_seconds:g} s, or paused for "
+            f"{settings.pause_seconds:g} s; send it faster"
+        )
+    return Refusal(408, message, code="body_too_slow", headers={"connection": "close"})
 
 
 def _too_large(settings: Settings, size: str) -> Refusal:

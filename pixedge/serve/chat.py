@@ -1,6 +1,7 @@
 """One chat completion: from the body of a request to its answer, whole or as a stream of events."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,30 +16,29 @@ from pixedge.errors import PixedgeError, UsageError
 from pixedge.messages import Messages
 from pixedge.model import Draft, Model
 from pixedge.sampling import SamplingParams
-from pixedge.serve.body import Gone, Room, busy, read_body
-from pixedge.serve.chat_request import ChatRequest, parse_body
+from pixedge.serve.body import SMALL_BODY, Gone, read_body
+from pixedge.serve.body_json import TOO_LONG, JsonBody
+from pixedge.serve.chat_request import ChatRequest, parse
 from pixedge.serve.driver import Driver, Job, Piece
 from pixedge.serve.errors import Refusal, json_response, refusal
 from pixedge.serve.media import read_pictures
 from pixedge.serve.metrics import Metrics
 from pixedge.serve.replies import Reply, error_event
+from pixedge.serve.room import Held, Room, busy
 from pixedge.serve.settings import Settings
 from pixedge.serve.stream import EventStream, watched
 from pixedge.tokenizer import Prompt
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger("pixedge.serve")
+
 # Up to so many characters text is always split into tokens and they are counted; more where the context is
 # large, sixteen for each of its tokens: usual text has four.
 _MANY_CHARACTERS = 1 << 20
 
-_TOO_LONG = "context_length_exceeded"
-
 # Threads that read pictures and build prompts; each may hold the pixels of one request's pictures.
 _READERS = 2
-
-# Above this many bytes a body is read in a thread, so that other answers go on meanwhile.
-_SMALL_BODY = 1 << 16
 
 
 class Chat:
@@ -48,6 +48,8 @@ class Chat:
         """Prepare to answer; the driver is started by whoever made it."""
         self._model, self._driver, self._metrics, self._settings = model, driver, metrics, settings
         self._readers = ThreadPoolExecutor(_READERS, "pixedge-reader")
+        # one at a time: what parsing takes beside the bodies that wait for it is then bounded
+        self._parser = ThreadPoolExecutor(1, "pixedge-parser")
         self._room = Room(settings.waiting_bytes)
         self._held = 0
         self._names = {name.casefold() for name in settings.names}
@@ -59,29 +61,26 @@ class Chat:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of bodies and pictures that wait."""
+        """Bytes that requests hold: bodies, what was read of them, pictures."""
         return self._room.held
 
     def close(self) -> None:
         """End the threads, once nothing is under way."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._parser):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request, or raise Refusal; Gone when the client left before its answer began."""
         arrived = time.perf_counter()
         self._check_queue(1)
-        asked = await self._read(request)
-        # an owner before the name, as on the hub, makes no difference
-        if self._names.isdisjoint((asked.model.casefold(), asked.model.rpartition("/")[2].casefold())):
-            message = (
-                f"the model {asked.model[:80]!r} is not served here; ask for {self._settings.names[0]!r}"
-            )
-            raise Refusal(404, message, param="model", code="model_not_found")
-        most = self._model.engine.options.max_requests + self._settings.queue
-        if asked.choices > most:
-            message = f"n is {asked.choices} and this server takes {most} answers at a time; ask for fewer"
-            raise Refusal(400, message, param="n", code="invalid_value")
-        slot = _Slot(self, asked.choices)
+        held = Held(self._room)
+        try:
+            asked = await self._read(request, held)
+            self._check(asked)
+            slot = _Slot(self, asked.choices, held)
+        except BaseException:
+            held.close()
+            raise
         try:
             async with watched(request.receive, slot.leave, at_end=False):
                 job = await self._start(asked, arrived, slot)
@@ -110,20 +109,43 @@ class Chat:
 
     # Before the answer
 
-    async def _read(self, request: Request) -> ChatRequest:
-        body = await read_body(request, self._settings, self._room)
-        size = len(body)
-        try:
-            return await self._in_thread(parse_body, body) if size > _SMALL_BODY else parse_body(body)
-        finally:
-            self._room.give(size)
+    async def _read(self, request: Request, held: Held) -> ChatRequest:
+        body = await read_body(request, self._settings, held)
+        if len(body) <= SMALL_BODY:
+            return self._parse(body, held)
+        # in a thread, so that other answers go on meanwhile
+        return await asyncio.get_running_loop().run_in_executor(self._parser, self._parse, body, held)
+
+    def _parse(self, body: bytearray, held: Held) -> ChatRequest:
+        """Read the fields; what they take is held from now on, in place of the body."""
+        small = len(body) <= SMALL_BODY
+        # usual text has four characters a token
+        most = max(_MANY_CHARACTERS, 16 * self._model.config.decoder.context)
+        found = JsonBody(body, most)
+        held.set(len(body) + found.parsing_bytes, always=small)
+        asked = parse(found.parse())
+        self._check_text(asked.messages, most)
+        held.set(found.parsed_bytes, always=small)
+        return asked
+
+    def _check(self, asked: ChatRequest) -> None:
+        """Refuse another model's name, and more choices than there can ever be."""
+        # an owner before the name, as on the hub, makes no difference
+        if self._names.isdisjoint((asked.model.casefold(), asked.model.rpartition("/")[2].casefold())):
+            message = (
+                f"the model {asked.model[:80]!r} is not served here; ask for {self._settings.names[0]!r}"
+            )
+            raise Refusal(404, message, param="model", code="model_not_found")
+        most = self._model.engine.options.max_requests + self._settings.queue
+        if asked.choices > most:
+            message = f"n is {asked.choices} and this server takes {most} answers at a time; ask for fewer"
+            raise Refusal(400, message, param="n", code="invalid_value")
 
     async def _start(self, asked: ChatRequest, arrived: float, slot: "_Slot") -> Job:
         """Build the prompt and queue it once for each choice."""
         start = time.perf_counter()
-        prompt = await self._in_thread(self._prompt, asked)
+        prompt = await self._in_thread(self._prompt, asked, slot.held)
         seconds = time.perf_counter() - start
-        slot.take(sum(image.nbytes for image in prompt.images))
         params = self._fit(prompt, asked)
         drafts = await self._in_thread(self._drafts, asked, prompt, params, seconds)
         slot.job = job = Job(
@@ -149,18 +171,22 @@ class Chat:
         except UsageError as error:
             raise refusal(error, "response_format") from None
 
-    def _prompt(self, asked: ChatRequest) -> Prompt:
-        """Read the pictures and build the token ids; in a thread."""
-        self._check_text(asked.messages)
-        messages = read_pictures(asked.messages, self._settings.media)
+    def _prompt(self, asked: ChatRequest, held: Held) -> Prompt:
+        """Read the pictures and build the token ids; in a thread. The messages are no more after it."""
+        text = held.count
+        messages = read_pictures(
+            asked.messages, self._settings.media, lambda pictures: held.set(text + pictures)
+        )
         sizes = [size for size in (asked.max_image_size, self._model.max_image_size) if size is not None]
-        return self._model.tokenizer.encode(
+        prompt = self._model.tokenizer.encode(
             cast(Messages, messages), min(sizes, default=None), self._settings.media.limits
         )
+        asked.messages.clear()
+        held.set(sum(image.nbytes for image in prompt.images))
+        return prompt
 
-    def _check_text(self, messages: Sequence[Any]) -> None:
+    def _check_text(self, messages: Sequence[Any], limit: int) -> None:
         """Refuse text that is far too long before it is split into tokens, which takes memory and time."""
-        limit = max(_MANY_CHARACTERS, 16 * self._model.config.decoder.context)
         count = 0
         for message in messages:
             content = message.get("content") if isinstance(message, dict) else None
@@ -172,7 +198,7 @@ class Chat:
                 400,
                 f"the messages hold {count:,} characters and the limit is {limit:,}; send less text",
                 param="messages",
-                code=_TOO_LONG,
+                code=TOO_LONG,
             )
 
     def _fit(self, prompt: Prompt, asked: ChatRequest) -> SamplingParams:
@@ -184,7 +210,7 @@ class Chat:
         advice = "send fewer or smaller pictures (max_image_size) or less text"
         if count >= min(context, cache + 1):
             limit = f"the context holds {min(context, cache):,}, one of them for the answer"
-            raise Refusal(400, f"{size}, and {limit}; {advice}", param="messages", code=_TOO_LONG)
+            raise Refusal(400, f"{size}, and {limit}; {advice}", param="messages", code=TOO_LONG)
         longest = params.max_tokens
         if not asked.max_tokens_given:
             longest = min(longest, cap or longest, cache + 1 - count)
@@ -194,7 +220,7 @@ class Chat:
         if count + min(longest, context - count) - 1 > cache:
             message = f"{size}, which with an answer of up to {longest:,} exceeds the cache of {cache:,}"
             raise Refusal(
-                400, f"{message}; ask for a shorter answer, or {advice}", param="max_tokens", code=_TOO_LONG
+                400, f"{message}; ask for a shorter answer, or {advice}", param="max_tokens", code=TOO_LONG
             )
         return replace(params, max_tokens=longest)
 
@@ -242,29 +268,33 @@ def _raise_failure(asked: ChatRequest, pieces: Sequence[Piece]) -> None:
     """Raise Refusal for the first choice that failed, if one did."""
     for piece in pieces:
         if piece.error is not None:
-            found = refusal(piece.error)
-            if asked.form is not None and type(piece.error) is PixedgeError:
-                # what the format asked for turned out to be impossible, or too much
-                raise Refusal(400, found.message, param="response_format", code="invalid_value")
-            raise found
+            raise _failure(asked, piece.error)
+
+
+def _failure(asked: ChatRequest, error: Exception) -> Exception:
+    """Give what to raise for a failed choice.
+
+    Not the error that its piece keeps: the traceback would keep the piece in turn.
+    """
+    found = refusal(error)
+    if found.status == 500:
+        _LOG.error("an answer failed", exc_info=error)
+    if asked.form is not None and type(error) is PixedgeError:
+        # what the format asked for turned out to be impossible, or too much
+        return Refusal(400, found.message, param="response_format", code="invalid_value")
+    return found.again()
 
 
 class _Slot:
-    """What one request holds of the queue and of the room for pictures, given back once."""
+    """What one request holds of the queue and of the room, given back once."""
 
-    def __init__(self, chat: Chat, choices: int) -> None:
+    def __init__(self, chat: Chat, choices: int, held: Held) -> None:
         chat._check_queue(choices)
         chat._held += choices
         self.job: Job | None = None
         self.left = False
-        self._chat, self._choices, self._bytes = chat, choices, 0
-
-    def take(self, count: int) -> None:
-        """Take room for pictures, if there are any."""
-        if count == 0:
-            return
-        self._chat._room.take(count)
-        self._bytes = count
+        self.held = held
+        self._chat, self._choices = chat, choices
 
     def leave(self) -> None:
         """Note that nobody waits for the answer any more."""
@@ -277,5 +307,5 @@ class _Slot:
         if self._choices:
             self.leave()
             self._chat._held -= self._choices
-            self._chat._room.give(self._bytes)
-            self._choices = self._bytes = 0
+            self._choices = 0
+            self.held.close()

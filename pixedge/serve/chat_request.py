@@ -49,9 +49,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 
-# Pictures are long strings, so an honest body has few of these; each one becomes an object in memory.
-_MAX_MARKS = 1_000_000
-
 
 @dataclass(frozen=True)
 class ChatRequest:
@@ -81,21 +78,8 @@ class ChatRequest:
         return replace(params, seed=(params.seed + index) % (MAX_SEED + 1))
 
 
-def parse_body(body: bytes) -> ChatRequest:
-    """Read a request from its bytes; raises Refusal with the field at fault."""
-    if len(body) > _MAX_MARKS and sum(map(body.count, (b",", b"[", b"{", b":"))) > _MAX_MARKS:
-        raise Refusal(400, f"the body has more than {_MAX_MARKS:,} fields and items; send less")
-    try:
-        value = json.loads(body)
-    except RecursionError:
-        raise Refusal(400, "the body is nested too deeply; send a chat completion request") from None
-    except ValueError as error:  # of JSON, of UTF-8, or a number of too many digits
-        raise Refusal(400, f"the body is not JSON ({str(error)[:120]}); send a JSON object") from None
-    return parse(value)
-
-
 def parse(value: object) -> ChatRequest:
-    """Read a request from the JSON value."""
+    """Read a request from the JSON value; raises Refusal with the field at fault."""
     fields = Fields(value)
     model = fields.text("model")
     if not model:

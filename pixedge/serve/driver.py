@@ -314,6 +314,7 @@ class Driver:
         choice.draft.cancel()  # where a stop string ended it
         pending.text += choice.draft.end()
         pending.error = choice.error or request.error
+        request.error = None  # its traceback holds frames of the engine, which hold the request
         pending.ended = True
         self._ready.append((choice.job, pending))
         if pending.error is not None:

@@ -62,6 +62,10 @@ class Refusal(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
 
+    def again(self) -> "Refusal":
+        """Give the same refusal without the traceback of this one."""
+        return Refusal(self.status, self.message, param=self.param, code=self.code, headers=self.headers)
+
     def body(self) -> dict[str, Any]:
         """Give the object that goes to the client."""
         kind = _TYPES.get(self.status, "invalid_request_error")

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,15 @@ class MediaSettings:
         return any(each.matches(host, port) for each in self.hosts)
 
 
-def read_pictures(messages: object, settings: MediaSettings) -> object:
+def read_pictures(
+    messages: object, settings: MediaSettings, hold: Callable[[int], None] = lambda _: None
+) -> object:
     """Replace every picture part of OpenAI messages by {"type": "image", "image": RGB PIL image}, in order.
 
     messages as they came from JSON; they are not changed, and what is not a picture part is handed on as it
     is for `pixedge.messages.read_messages` to check, which also knows to whom pictures belong. The pictures
-    are counted before the first is opened. Blocks while it fetches and decodes.
+    are counted before the first is opened. Blocks while it fetches and decodes. hold is told the bytes that
+    the decoded pictures take so far, and may refuse them by raising.
 
     Raises ImageError or MessageError, which names message and part by their indices from 0.
     """
@@ -111,7 +114,7 @@ def read_pictures(messages: object, settings: MediaSettings) -> object:
         return messages
     parts = [part for message in messages for part in _parts(message) if _is_picture(part)]
     settings.limits.check_count(len(parts))
-    door = _Door(settings)
+    door = _Door(settings, hold)
     return [_opened(f"message {index}", message, door) for index, message in enumerate(messages)]
 
 
@@ -137,8 +140,8 @@ def _opened(where: str, message: Any, door: "_Door") -> object:
 class _Door:
     """Opens the pictures of one request under its limits taken together."""
 
-    def __init__(self, settings: MediaSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: MediaSettings, hold: Callable[[int], None]) -> None:
+        self._settings, self._hold = settings, hold
         self._pixels = settings.max_total_pixels
         self._deadline: float | None = None
 
@@ -165,6 +168,7 @@ class _Door:
                 " together; give fewer or smaller pictures"
             ) from error
         self._pixels -= picture.width * picture.height
+        self._hold(3 * (self._settings.max_total_pixels - self._pixels))
         return picture
 
     def _bytes(self, where: str, url: str) -> bytes:

@@ -36,9 +36,9 @@ class Settings:
     and localhost by which a server without keys may be called. origins: pages of other sites that may use the
     server. media: which pictures a request may bring. max_body: bytes of a request. max_tokens: longest
     answer that may be asked for, None being what the context holds. queue: answers that may wait beside those
-    under way. waiting_bytes: pixels and bodies held for all requests together. body_seconds: for a whole
-    body, pause_seconds between two pieces of it. drain_seconds: for what is under way when the server is told
-    to end.
+    under way. waiting_bytes: held for all requests together: bodies, what was read of them, and pictures.
+    body_seconds: for a whole body, pause_seconds between two pieces of it. drain_seconds: for what is under
+    way when the server is told to end.
     """
 
     names: tuple[str, ...]
