@@ -29,7 +29,7 @@ class TorchEncoder:
 def open_encoder(config: ModelConfig, plan: Plan, device: torch.device, folder: Path) -> tuple[Any, str]:
     """Open the ONNX session on the device, or torch's encoder with the reason why."""
     try:
-        import onnxruntime
+        from pixedge.onnx_runtime import onnxruntime
 
         if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise ImportError(f"ONNX Runtime {onnxruntime.__version__} here has no CUDA provider")

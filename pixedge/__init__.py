@@ -15,6 +15,7 @@ With ``folder``, which ``pixedge export`` made, and the ``pathlib.Path`` of a ``
 The names below are imported when they are first used, so that ``import pixedge`` costs nothing.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from pixedge.sampling import SamplingParams
 
     __version__: str
+
+# Nothing leaves the machine: both libraries read this at their first import, and child processes inherit it.
+# Whoever has set a variable keeps what it says.
+for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_variable, "1")
 
 __all__ = ["SamplingParams", "__version__", "load"]
 

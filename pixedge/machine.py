@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 
 from pixedge import __version__
+from pixedge.onnx_runtime import onnxruntime
 
 
 def describe_machine(device: torch.device | None = None) -> dict[str, Any]:

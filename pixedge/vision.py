@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from pixedge.config import ModelConfig, VisionConfig
 from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
 from pixedge.kernels.vision.fast import operators_file, set_threads
 from pixedge.mapped_files import let_go
+from pixedge.onnx_runtime import onnxruntime, preload_cuda, state
 from pixedge.scratch import encoder_activations
 from pixedge.stored_weights import VisionForm, encoder_bytes
 
@@ -96,7 +95,7 @@ class VisionSession:
                     f"memory ran out while encoding a picture of {width}x{height} pixels on {self.device}; "
                     "free some or give a smaller --max-image-size"
                 ) from error
-            reason = str(error).splitlines()[0]
+            reason = _first_line(error)
             instead = f"check the driver and cuDNN, {_INSTEAD}" if self.device.type == "cuda" else _VERIFY
             raise PixedgeError(
                 f"the vision encoder failed on a picture of {width}x{height} pixels ({reason}); {instead}"
@@ -153,10 +152,13 @@ class VisionSession:
         return embeddings
 
 
-def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+def session_options(
+    threads: int | None = None, *, weights_in_arena: bool = False
+) -> onnxruntime.SessionOptions:
     """Make the options of a session: quiet, and on the CPU with no memory kept between pictures.
 
-    threads: of the CPU; None means one a core.
+    threads: of the CPU; None means one a core. weights_in_arena: whether a limit of the arena's size bounds
+    the weights too.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
@@ -166,7 +168,8 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     # picture left holes that took four times what it needs. Weights, which stay, lie beside the arena, which
     # grows by doubling.
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    beside = "0" if weights_in_arena else "1"
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", beside)
     # Threads that wait for the next picture must not spin on cores that the decoder is using.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
@@ -220,8 +223,7 @@ def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSessi
             f"the vision encoder cannot run on CUDA: {found} was built without it; install onnxruntime-gpu "
             f"in place of onnxruntime, {_INSTEAD}"
         )
-    # Loads the CUDA libraries that torch brought, where no others are on the path.
-    onnxruntime.preload_dlls()
+    preload_cuda()
     missing = _missing_libraries()
     if missing:
         raise PixedgeError(
@@ -234,10 +236,15 @@ def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSessi
         # The default doubles the arena with each extension.
         "arena_extend_strategy": "kSameAsRequested",
     }
-    options = session_options()
-    # Weights too come from the arena here, or its limit would not bound them.
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "0")
-    session = _open(file, options, [(_CUDA, cuda)])
+    try:
+        session = _open(file, session_options(weights_in_arena=True), [(_CUDA, cuda)])
+    except RuntimeError as error:  # how the provider itself fails
+        if _speaks_of_memory(error):
+            raise CapacityError(f"memory ran out while loading {file}; free some and try again") from error
+        raise PixedgeError(
+            f"the vision encoder cannot run on CUDA: {found} fails ({_first_line(error)}); check the driver, "
+            f"{_INSTEAD}"
+        ) from error
     if _CUDA not in session.get_providers():
         providers = ", ".join(session.get_providers())
         raise PixedgeError(
@@ -253,11 +260,12 @@ def _open(
     if not file.is_file():
         raise ArtifactError(f"{file} is missing; export the model again")
     try:
-        return onnxruntime.InferenceSession(file, options, providers=providers)
+        # Without leave to fall back, which would print on standard output and go on upon the CPU.
+        return onnxruntime.InferenceSession(file, options, providers=providers, enable_fallback=0)
     except _ORT_ERRORS as error:
         if _speaks_of_memory(error):
             raise CapacityError(f"memory ran out while loading {file}; free some and try again") from error
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise ArtifactError(f"{file} cannot be loaded ({reason}); export the model again") from error
 
 
@@ -306,6 +314,10 @@ def _return_freed_memory() -> None:
     """
     if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _speaks_of_memory(error: Exception) -> bool:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+import pixedge  # noqa: F401 - before any test imports ONNX Runtime, whose telemetry it turns off
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Without `-m gpu` no GPU is seen and Triton's kernels are interpreted: tests are the same everywhere.

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -23,6 +22,7 @@ from pixedge.config import ModelConfig, VisionConfig
 from pixedge.errors import ExportError
 from pixedge.image import image_grid
 from pixedge.kernels.vision.fast import WIDEST_HEAD
+from pixedge.onnx_runtime import onnxruntime
 from pixedge.vision import CPU_GRAPH, CUDA_GRAPH, FUSED_GRAPH, fused_options, session_options
 from pixedge_export.encoder import VisionEncoder, encode
 from pixedge_export.vision_graph import Form, StoredWeight, build_graph

@@ -110,7 +110,7 @@ def check_onnxruntime(subject: Subject) -> Iterator[Finding]:
     except Exception:
         built = None
     try:
-        import onnxruntime
+        from pixedge.onnx_runtime import onnxruntime
     except Exception as error:
         yield red(
             "onnxruntime",
@@ -138,7 +138,7 @@ def check_onnxruntime(subject: Subject) -> Iterator[Finding]:
             f"install a torch for CUDA {cuda}, or an onnxruntime-gpu for CUDA {built}",
         )
         return
-    if missing := _missing_library(Path(onnxruntime.__file__).parent / "capi", onnxruntime):
+    if missing := _missing_library(Path(onnxruntime.__file__).parent / "capi"):
         major = cuda.split(".")[0]
         advice = f"pip install nvidia-cudnn-cu{major}" if "cudnn" in missing else _GET_TORCH
         yield red("onnxruntime", f"{name} needs {missing}, which is not there", advice)
@@ -149,7 +149,8 @@ def check_onnxruntime(subject: Subject) -> Iterator[Finding]:
 def check_provider(subject: Subject) -> Iterator[Finding]:
     """Which provider a session really gets, and that it computes."""
     import numpy as np
-    import onnxruntime
+
+    from pixedge.onnx_runtime import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -204,13 +205,13 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
         yield green("cpu kernels", f"{variant}; {encoder}")
 
 
-def _missing_library(folder: Path, onnxruntime: object) -> str:
+def _missing_library(folder: Path) -> str:
     """Name the library that ONNX Runtime's part for CUDA does not find, "" where it finds all."""
     if not sys.platform.startswith("linux"):
         return ""
-    preload = getattr(onnxruntime, "preload_dlls", None)
-    if preload is not None:
-        preload()
+    from pixedge.onnx_runtime import preload_cuda
+
+    preload_cuda()
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))

@@ -337,7 +337,12 @@ def test_the_session_is_warmed_at_the_largest_planned_picture(
 def open_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Open a CUDA session against a stand-in for ONNX Runtime; give what it was asked for."""
 
-    def run(providers: list[str], available: list[str] | None = None, missing: tuple[str, ...] = ()) -> Any:
+    def run(
+        providers: list[str],
+        available: list[str] | None = None,
+        missing: tuple[str, ...] = (),
+        fails: Exception | None = None,
+    ) -> Any:
         asked = SimpleNamespace(preloaded=False)
 
         def preload() -> None:
@@ -348,13 +353,17 @@ def open_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
                 raise OSError(f"{name}: cannot open shared object file")
             return SimpleNamespace()
 
-        def make(file: Path, options: object, providers: list[Any]) -> Any:
+        def make(file: Path, options: object, providers: list[Any], enable_fallback: int) -> Any:
             asked.file, asked.options, asked.providers = file, options, providers
+            assert not enable_fallback
+            if fails is not None:
+                raise fails
             return SimpleNamespace(get_providers=lambda: found)
 
         found = providers
         everything = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available or everything)
+        vision.preload_cuda.cache_clear()
         monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
         monkeypatch.setattr(onnxruntime, "InferenceSession", make)
         monkeypatch.setattr(ctypes, "CDLL", load)
@@ -381,6 +390,25 @@ def test_cuda_options(open_cuda: Callable[..., Any]) -> None:
 def test_silent_fall_back_to_the_cpu_is_an_error(open_cuda: Callable[..., Any]) -> None:
     with pytest.raises(PixedgeError, match=r"fell back to CPUExecutionProvider; .* --vision-device cpu"):
         open_cuda(["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [
+        (
+            "CUDA failure 35: the driver is too old\nat cuda_call.cc",
+            r"fails \(CUDA failure 35: .*old\); check",
+        ),
+        ("CUDA failure 2: out of memory", "memory ran out while loading"),
+        ("", r"fails \(RuntimeError\)"),
+    ],
+)
+def test_a_provider_that_fails_is_a_sentence(
+    failure: str, sentence: str, open_cuda: Callable[..., Any]
+) -> None:
+    """ONNX Runtime would print it on standard output, where answers go, and try again on the CPU."""
+    with pytest.raises(PixedgeError, match=sentence):
+        open_cuda([], fails=RuntimeError(failure))
 
 
 def test_onnxruntime_without_cuda_is_an_error(open_cuda: Callable[..., Any]) -> None:

@@ -68,6 +68,7 @@ def test_a_torch_that_finds_no_device_says_why(cuda_build):
 )
 def test_a_library_that_is_missing(monkeypatch, module, check):
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "pixedge.onnx_runtime", raising=False)
     finding = one(check(GPU))
     assert (finding.name, finding.level) == (module, "red") and "cannot be imported" in finding.detail
 
