@@ -45,6 +45,7 @@ def test_solver(tmp_path):
     assert row["ours"]["solve_seconds"] > 0
 
 
+@pytest.mark.slow  # three exports
 def test_bits(tmp_path):
     """On a few samples; with so few, only what is far apart can be told apart."""
     names = ["rtn", "exported", "no catching up"]

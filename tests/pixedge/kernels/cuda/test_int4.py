@@ -112,7 +112,9 @@ def test_stacked_weights_are_their_parts_side_by_side() -> None:
     x = random_x(3, 128, torch.float16, 0)
     found = int4.few_rows(x, stacked, splits=1)[0]
     each = [int4.few_rows(x, int4.Int4Weight.pack(part, DEVICE), splits=1)[0] for part in parts]
-    assert torch.equal(found, torch.cat(each, dim=-1))
+    # The interpreter's products are NumPy's, whose sums have another order for another shape on some CPUs.
+    exact = {"rtol": 0, "atol": 0} if DEVICE.type == "cuda" else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found, torch.cat(each, dim=-1), **exact)
 
 
 def test_the_order_of_the_sums_is_fixed() -> None:
