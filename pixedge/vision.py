@@ -41,6 +41,10 @@ _ORT_ERRORS = (
     state.NotImplemented,
     state.RuntimeException,
 )
+# The encoder's nodes that compute; the others reckon with shapes, which ONNX Runtime does on the CPU.
+_COMPUTING = frozenset(
+    {"Gemm", "MatMul", "MultiHeadAttention", "RotaryEmbedding", "RMSNormalization", "QuickGelu", "Gelu"}
+)
 # How ONNX Runtime's messages speak of memory: the arena's limit, cudaMalloc, std::bad_alloc.
 _MEMORY_WORDS = ("alloc", "out of memory", "available memory")
 
@@ -236,8 +240,10 @@ def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSessi
         # The default doubles the arena with each extension.
         "arena_extend_strategy": "kSameAsRequested",
     }
+    options = session_options(weights_in_arena=True)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = _open(file, session_options(weights_in_arena=True), [(_CUDA, cuda)])
+        session = _open(file, options, [(_CUDA, cuda)])
     except RuntimeError as error:  # how the provider itself fails
         if _speaks_of_memory(error):
             raise CapacityError(f"memory ran out while loading {file}; free some and try again") from error
@@ -251,7 +257,26 @@ def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSessi
             f"the vision encoder cannot run on CUDA: {found} fell back to {providers}; check the driver and "
             f"that torch is built for CUDA {onnxruntime.cuda_version}, {_INSTEAD}"
         )
+    if elsewhere := _computed_elsewhere(session):
+        raise PixedgeError(
+            f"the vision encoder cannot run on CUDA: {found} has no CUDA kernel for {', '.join(elsewhere)} "
+            f"and would compute these on the CPU; install another onnxruntime-gpu, {_INSTEAD}"
+        )
     return session
+
+
+def _computed_elsewhere(session: onnxruntime.InferenceSession) -> list[str]:
+    """Name the kinds of nodes that compute and were not given to CUDA, which ONNX Runtime does silently."""
+    assigned = session.get_provider_graph_assignment_info()
+    return sorted(
+        {
+            node.op_type
+            for part in assigned
+            if part.ep_name != _CUDA
+            for node in part.get_nodes()
+            if node.op_type in _COMPUTING
+        }
+    )
 
 
 def _open(

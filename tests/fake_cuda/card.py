@@ -8,7 +8,7 @@ from dataclasses import dataclass
 NAMES = (
     *("used", "peak", "mallocs", "launches", "triton_launches", "graphs", "replays", "to_device", "to_host"),
     *("syncs", "captured_mallocs", "captured_syncs", "captured_pageable", "captured_nodes"),
-    "captured_triton",
+    *("captured_triton", "overwritten"),
 )
 MOST_DEVICES = 4
 
@@ -38,12 +38,14 @@ class Counts:
     captured_pageable: int
     captured_nodes: int
     captured_triton: int
+    overwritten: int
     used_on: tuple[int, ...]
 
     @property
-    def faults(self) -> tuple[int, int, int]:
-        """What a real card refuses while a graph is captured."""
-        return self.captured_mallocs, self.captured_syncs, self.captured_pageable
+    def faults(self) -> dict[str, int]:
+        """What a real card refuses while a graph is captured, and what it may read too late."""
+        names = ("captured_mallocs", "captured_syncs", "captured_pageable", "overwritten")
+        return {name: found for name in names if (found := getattr(self, name))}
 
 
 def driver() -> ctypes.CDLL | None:

@@ -35,6 +35,7 @@ static struct stats {
     long graphs, replays, to_device, to_host, syncs;
     long captured_mallocs, captured_syncs, captured_pageable; /* each a fault on a real card */
     long captured_nodes, captured_triton;         /* nodes of the last graph, those of Triton among them */
+    long overwritten; /* copies whose page-locked source changed before anybody waited for them */
     long used_on[MOST_DEVICES];
 } stats;
 
@@ -79,10 +80,11 @@ __attribute__((destructor)) static void end(void) {
     fprintf(stderr,
             "[fake] at most %.1f MiB in %ld allocations; %ld launches and %ld of Triton's; %ld graphs, the last "
             "of %ld nodes, %ld replays; while capturing %ld allocations, %ld synchronisations, %ld pageable "
-            "copies; %ld copies to the device, %ld to the host, %ld synchronisations\n",
+            "copies; %ld copies to the device, %ld of them overwritten too early, %ld to the host, %ld "
+            "synchronisations\n",
             stats.peak / (double)MIB, stats.mallocs, stats.launches, stats.triton_launches, stats.graphs,
             stats.captured_nodes, stats.replays, stats.captured_mallocs, stats.captured_syncs,
-            stats.captured_pageable, stats.to_device, stats.to_host, stats.syncs);
+            stats.captured_pageable, stats.to_device, stats.overwritten, stats.to_host, stats.syncs);
 }
 
 /* For tests: read what happened, and change the card's memory while a program runs. */
@@ -199,6 +201,9 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { return
 
 /* Memory. */
 
+static void complete(long order);
+static long copy_count;
+
 static struct block *find(const void *pointer) {
     for (struct block *block = blocks; block; block = block->next)
         if ((char *)pointer >= block->start && (char *)pointer < block->start + block->size) return block;
@@ -254,6 +259,7 @@ cudaError_t cudaMalloc(void **pointer, size_t size) {
     return full ? fail(cudaErrorMemoryAllocation) : cudaSuccess;
 }
 cudaError_t cudaFree(void *pointer) {
+    complete(copy_count);
     pthread_mutex_lock(&mutex);
     if (pointer) give_back(pointer);
     pthread_mutex_unlock(&mutex);
@@ -297,36 +303,72 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute which, CUdevicept
 
 /* Copies. What a copy engine cannot do alone, from or to pageable memory, cannot be captured. */
 
-static void account(const void *target, const void *source) {
+/* Copies from page-locked memory that nobody has waited for: a card may still read their source. */
+
+#define MOST_COPIES 1024
+static struct copy {
+    const void *from;
+    size_t size;
+    uint64_t sum;
+    long order;
+} waiting[MOST_COPIES];
+static int waiting_count;
+
+static uint64_t sum_of(const char *bytes, size_t size) {
+    uint64_t sum = size, word;
+    for (; size >= sizeof word; size -= sizeof word, bytes += sizeof word) {
+        memcpy(&word, bytes, sizeof word);
+        sum = sum * 31 + word;
+    }
+    for (; size; size--) sum = sum * 31 + (unsigned char)*bytes++;
+    return sum;
+}
+
+static void forget(int index) { waiting[index] = waiting[--waiting_count]; }
+
+static void complete(long order) { /* those up to the order-th: what they read must be as it was */
+    pthread_mutex_lock(&mutex);
+    for (int i = waiting_count - 1; i >= 0; i--) {
+        if (waiting[i].order > order) continue;
+        stats.overwritten += sum_of(waiting[i].from, waiting[i].size) != waiting[i].sum;
+        forget(i);
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+static void account(const void *target, const void *source, size_t size) {
     pthread_mutex_lock(&mutex);
     struct block *to = find(target), *from = find(source);
     int to_device = to && to->kind == DEVICE, from_device = from && from->kind == DEVICE;
     stats.to_device += to_device && !from_device;
+    if (to_device && from && from->kind == PINNED && waiting_count < MOST_COPIES)
+        waiting[waiting_count++] = (struct copy){source, size, sum_of(source, size), ++copy_count};
     stats.to_host += from_device && !to_device;
     stats.captured_pageable += capture && ((to_device && !from) || (from_device && !to));
     stats.captured_nodes += capture;
     pthread_mutex_unlock(&mutex);
 }
 
-static cudaError_t synchronize(void) {
+static cudaError_t synchronize(long order) {
     stats.syncs++;
+    complete(order);
     if (!capture) return 0;
     stats.captured_syncs++;
     return fail(cudaErrorStreamCaptureUnsupported);
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind k, cudaStream_t s) {
-    account(to, from);
+    account(to, from, size);
     if (copying) memcpy(to, from, size);
     return 0;
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
-    cudaError_t error = synchronize();
+    cudaError_t error = synchronize(copy_count);
     return error ? error : cudaMemcpyAsync(to, from, size, kind, NULL);
 }
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                               size_t height, enum cudaMemcpyKind kind, cudaStream_t stream) {
-    account(to, from);
+    account(to, from, 0);
     for (size_t row = 0; row < height && copying; row++)
         memcpy((char *)to + row * to_pitch, (char *)from + row * from_pitch, width);
     return 0;
@@ -350,10 +392,17 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned f, int p
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return make(event); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { return make(event); }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) { return *ms = 1.0f, 0; }
-cudaError_t cudaDeviceSynchronize(void) { return synchronize(); }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return synchronize(); }
+/* An event is the number of copies that it was recorded behind. */
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return *(long *)event = copy_count, 0; }
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
+    return cudaEventRecord(event, stream);
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) { return complete(*(long *)event), 0; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) { return synchronize(*(long *)event); }
+cudaError_t cudaDeviceSynchronize(void) { return synchronize(copy_count); }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    if (!capture || stream == capturing) return synchronize();
+    if (!capture || stream == capturing) return synchronize(copy_count);
+    complete(copy_count);
     return stats.syncs++, 0;
 }
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -342,6 +343,7 @@ def open_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         available: list[str] | None = None,
         missing: tuple[str, ...] = (),
         fails: Exception | None = None,
+        on_cpu: tuple[str, ...] = (),
     ) -> Any:
         asked = SimpleNamespace(preloaded=False)
 
@@ -358,7 +360,15 @@ def open_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
             assert not enable_fallback
             if fails is not None:
                 raise fails
-            return SimpleNamespace(get_providers=lambda: found)
+            assigned = [
+                SimpleNamespace(
+                    ep_name=name, get_nodes=lambda kinds=kinds: [SimpleNamespace(op_type=k) for k in kinds]
+                )
+                for name, kinds in (("CUDAExecutionProvider", ("Gemm",)), ("CPUExecutionProvider", on_cpu))
+            ]
+            return SimpleNamespace(
+                get_providers=lambda: found, get_provider_graph_assignment_info=lambda: assigned
+            )
 
         found = providers
         everything = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -392,6 +402,7 @@ def test_silent_fall_back_to_the_cpu_is_an_error(open_cuda: Callable[..., Any]) 
         open_cuda(["CPUExecutionProvider"])
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("failure", "sentence"),
     [
@@ -409,6 +420,21 @@ def test_a_provider_that_fails_is_a_sentence(
     """ONNX Runtime would print it on standard output, where answers go, and try again on the CPU."""
     with pytest.raises(PixedgeError, match=sentence):
         open_cuda([], fails=RuntimeError(failure))
+=======
+def test_a_node_without_a_cuda_kernel_is_an_error(open_cuda: Callable[..., Any]) -> None:
+    """ONNX Runtime gives it to the CPU and says nothing, and every picture is copied to and fro."""
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    open_cuda(both, on_cpu=("Slice", "Concat"))  # numbers of patches
+    with pytest.raises(PixedgeError, match=r"no CUDA kernel for Gelu, RMSNormalization and would .* CPU; "):
+        open_cuda(both, on_cpu=("RMSNormalization", "Slice", "Gelu", "Gelu"))
+
+
+def test_every_node_of_the_encoder_computes_or_is_about_shapes(folder: Path) -> None:
+    graph = onnx.load(folder / CUDA_GRAPH, load_external_data=False).graph
+    shapes = {"Add", "Cast", "Concat", "Cos", "Div", "Mul", "Range", "Reshape", "Shape", "Sin", "Slice"}
+    shapes |= {"Squeeze", "Transpose", "Unsqueeze"}
+    kinds = {node.op_type for node in graph.node}
+    assert kinds - shapes and kinds - shapes <= vision._COMPUTING
 
 
 def test_onnxruntime_without_cuda_is_an_error(open_cuda: Callable[..., Any]) -> None:

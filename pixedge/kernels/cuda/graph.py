@@ -1,7 +1,8 @@
 """Decoding steps captured as CUDA graphs, one for each of a few batch sizes.
 
-A step is some 360 small kernels; launched one by one the host could not keep up with the device. A batch in
-between runs in the next larger graph, with rows that stand for no sequence.
+A step of Pixtral-12B is 411 small kernels, 10 a layer and 11 around them; launched one by one the host could
+not keep up with the device. A batch in between runs in the next larger graph, with rows that stand for no
+sequence.
 """
 
 from collections.abc import Callable, Sequence

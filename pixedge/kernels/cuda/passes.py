@@ -58,6 +58,8 @@ class Passes:
         if table is not None:
             shape = (chunk, weights.config.dim)
             self._rows = torch.zeros(shape, dtype=weights.norm.dtype, pin_memory=device.type == "cuda")
+        # A chunk is sent from page-locked memory, which the next one must not overwrite before it is read.
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.graph = graph.DecodeGraph(
             weights,
             pages,
@@ -105,6 +107,8 @@ class Passes:
         ids: the tokens of all sequences side by side. tables: [sequences, pages]. spans: (start, count) of
         each sequence. The result is what ``run`` takes.
         """
+        if self._sent is not None:
+            self._sent.synchronize()
         self._layout = self._places.lay_out(tables, spans, ids)
         out = self.buffers.embedded[: len(ids)]
         if self.weights.embeddings is not None:
@@ -113,6 +117,8 @@ class Passes:
             staged = self._rows[: len(ids)]
             staged.copy_(self._table[torch.tensor(ids)])
             out.copy_(staged, non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
         return out
 
     def run(self) -> Tensor:

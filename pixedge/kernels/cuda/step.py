@@ -2,7 +2,7 @@
 
 Everything a step reads and writes lies in buffers that are made once, so that the step can be captured as a
 CUDA graph and replayed. What one kernel leaves as partial sums the next one adds up on its way: a layer is
-nine kernels and no more.
+ten kernels and no more.
 """
 
 from collections.abc import Callable, Sequence

@@ -76,7 +76,7 @@ def test_wrappers_refuse_what_the_kernels_would_misread() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [86, 89, 90])
+@pytest.mark.parametrize("capability", [86, 89, 90, 120])
 def test_every_kernel_compiles_and_keeps_to_its_registers(capability: int) -> None:
     """Down to the GPU's own code, without a GPU: no register spilled, shared memory within a card's limit.
 
