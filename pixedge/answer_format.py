@@ -7,28 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pixedge.errors import UsageError
+from pixedge.format_limits import LARK_LITERALS, MAX_CHARACTERS, check_lark, check_regex, check_schema_limits
+from pixedge.format_probe import grammar_of
+from pixedge.format_trial import find_fault
 from pixedge.json_schema import check_schema
 
 _NOUNS = {"schema": "schema", "regex": "regular expression", "lark": "grammar"}
-
-MAX_CHARACTERS = 100_000
-"""The longest format: far above any in use, and low enough to be read in a second at worst."""
-
-# As in what models write: one space, or a new line with its indentation. Without a bound, white space is the
-# one thing that a model may write for ever without saying anything.
-_WHITESPACE = r"[ ]|\n[ ]{0,32}|\n\t{0,8}"
-# One spelling for each character. With \u0061 for "a" a model could write a key a second time, unseen, and
-# whoever parses the answer would take that one.
-_ESCAPES = '"\\bfnrt'
-_SCHEMA_RULES = {
-    "whitespace_pattern": _WHITESPACE,
-    "json_allowed_escapes": _ESCAPES,
-    "lenient": False,
-    "coerce_one_of": False,
-}
-
-# Where no tag can stand in a Lark grammar: strings, comments, regular expressions.
-_LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
 
 
 @dataclass(frozen=True)
@@ -58,20 +42,18 @@ class AnswerFormat:
             )
         if self.kind == "schema":
             schema = _parse(self.text)
+            check_schema_limits(schema)
             check_schema(schema)
             if schema is True:  # a form that llguidance takes no options with
                 object.__setattr__(self, "text", "{}")
-        elif self.kind == "regex" and not self.text:
-            raise UsageError("the regular expression is empty; give one that an answer can match")
+        elif self.kind == "regex":
+            if not self.text:
+                raise UsageError("the regular expression is empty; give one that an answer can match")
+            check_regex(self.text)
         elif self.kind == "lark":
             _refuse_control_tokens(self.text)
-        from llguidance import LLMatcher
-
-        try:
-            fault = LLMatcher.validate_grammar(self.compiled)
-        except ValueError as error:  # half a surrogate, which JSON of Python's may hold and no text can
-            raise UsageError(f"the {self.noun} cannot be read: {error}") from None
-        if fault and not fault.startswith("WARNING"):
+            check_lark(self.text)
+        if fault := find_fault(self.kind, self.text, self.noun):
             raise UsageError(f"the {self.noun} cannot be used: {_first_cause(fault)}")
 
     @classmethod
@@ -125,14 +107,7 @@ class AnswerFormat:
     @property
     def compiled(self) -> str:
         """The grammar in llguidance's own form."""
-        from llguidance import LLMatcher, regex_to_lark
-
-        if self.kind == "schema":
-            return LLMatcher.grammar_from_json_schema(self.text, overrides=_SCHEMA_RULES)  # type: ignore[arg-type]
-        if self.kind == "regex":
-            # \d means 0 to 9 and not the digits of every script, which nobody expects of [A-Z]{2}-\d{4}
-            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(self.text, use_ascii='d')}/")
-        return LLMatcher.grammar_from_lark(self.text)
+        return grammar_of(self.kind, self.text)
 
 
 def _parse(text: str) -> Any:
@@ -152,7 +127,7 @@ def _refuse_constant(name: str) -> None:
 
 def _refuse_control_tokens(grammar: str) -> None:
     """Refuse <name> and <[id]>, with which llguidance would let an answer hold control tokens."""
-    bare = _LARK_LITERALS.sub(lambda literal: " " * len(literal[0]), grammar)
+    bare = LARK_LITERALS.sub(lambda literal: " " * len(literal[0]), grammar)
     if found := re.search(r"<[^\s>]*>?", bare):
         line = bare.count("\n", 0, found.start()) + 1
         raise UsageError(

@@ -6,17 +6,24 @@ under their names, and a grammar could then ask for them. Here they have no text
 
 import os
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pixedge.answer_format import AnswerFormat
 from pixedge.errors import PixedgeError, UsageError
+from pixedge.format_probe import STACK, Tokens, make_matcher
+from pixedge.format_trial import find_fault
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+MASK_SECONDS = 0.1
+"""Processor time that working out what may come next may take, once an answer has begun."""
 
 _NOTHING = "the {} leaves nothing that the answer could go on with; see whether it can be met at all"
 
@@ -33,28 +40,26 @@ class Vocabulary:
     def constraint(self, answer_format: AnswerFormat) -> "Constraint":
         """Begin an answer; any thread may call this.
 
-        Raises UsageError for a format that is too large, or that no answer can match.
+        Raises UsageError for a format that takes too much, or that no answer can match.
         """
-        from llguidance import LLMatcher, LLParserLimits
+        find_fault(answer_format.kind, answer_format.text, answer_format.noun, self._tokens)
+        return _compilers().submit(self._begin, answer_format).result()
 
-        # For formats that strangers send: none of those tried took an answer more than 50 MB and a second.
-        limits = LLParserLimits(
-            initial_lexer_fuel=200_000,
-            step_lexer_fuel=100_000,
-            max_lexer_states=25_000,
-            max_grammar_size=100_000,
-            verbose_errors=False,
-        )
-        matcher = LLMatcher(self._tokenizer(), answer_format.compiled, log_level=0, limits=limits)
+    def _begin(self, answer_format: AnswerFormat) -> "Constraint":
+        matcher = make_matcher(self._tokenizer(), answer_format.compiled)
         usable = np.packbits(self._usable(), bitorder="little")
         return Constraint(matcher, answer_format, usable, self._tekken.eos_id)
+
+    @cached_property
+    def _tokens(self) -> "_Tokens":
+        return _Tokens(self._tekken)
 
     def _tokenizer(self) -> "LLTokenizer":
         with self._lock:
             if self._built is None:
                 from llguidance import LLTokenizer, TokenizerWrapper
 
-                self._built = LLTokenizer(TokenizerWrapper(_Tokens(self._tekken)))
+                self._built = LLTokenizer(TokenizerWrapper(self._tokens))
             return self._built
 
     def _usable(self) -> np.ndarray:
@@ -65,19 +70,16 @@ class Vocabulary:
         return usable
 
 
-class _Tokens:
-    """What llguidance wants to know of a vocabulary: every token's bytes, and a text's canonical tokens."""
+class _Tokens(Tokens):
+    """A tokenizer's vocabulary; control tokens have no text."""
 
     def __init__(self, tekken: "Tekkenizer") -> None:
         first = tekken.num_special_tokens
+        pieces = [tekken.id_to_byte_piece(id) for id in range(first, tekken.n_words)]
+        super().__init__([b""] * first + pieces, tekken.eos_id)
         self._tekken = tekken
-        self.eos_token_id = tekken.eos_id
-        self.bos_token_id = None
-        self.special_token_ids = [tekken.eos_id]
-        self.tokens = [b""] * first + [tekken.id_to_byte_piece(id) for id in range(first, tekken.n_words)]
-        self.tokens[tekken.eos_id] = b"</s>"
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, text: str) -> list[int]:  # type: ignore[override]
         return self._tekken.encode(text, bos=False, eos=False)
 
 
@@ -118,8 +120,15 @@ class Constraint:
             self._next = _threads().submit(self._follow, token)
 
     def _follow(self, token: int) -> np.ndarray:
+        start = time.thread_time()
         self._matcher.consume_token(token)
-        return self._look()
+        ids = self._look()
+        if (seconds := time.thread_time() - start) > MASK_SECONDS:
+            raise PixedgeError(
+                f"the answer cannot be held to the {self.answer_format.noun}: what may come next took"
+                f" {seconds:.2f} s to work out and the limit is {MASK_SECONDS:g} s; make it simpler"
+            )
+        return ids
 
     def _look(self) -> np.ndarray:
         """Work out what may come next, ids int64 [n]."""
@@ -138,21 +147,42 @@ class Constraint:
         return ids
 
 
-_POOL: ThreadPoolExecutor | None = None
+_POOLS: dict[str, ThreadPoolExecutor] = {}
+_LOCK = threading.Lock()
 
 
 def _threads() -> ThreadPoolExecutor:
-    """Give the threads that work formats out, for all answers of the process."""
-    global _POOL
-    if _POOL is None:
-        _POOL = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "pixedge-constraint")
-    return _POOL
+    """Return the threads that work out what may come next, for all answers of the process."""
+    return _pool("pixedge-constraint", min(4, os.cpu_count() or 1))
+
+
+def _compilers() -> ThreadPoolExecutor:
+    """Return the threads that compile formats, so that no mask waits for them."""
+    return _pool("pixedge-format", 2)
+
+
+def _pool(name: str, count: int) -> ThreadPoolExecutor:
+    """Return the pool of a name, made at its first use.
+
+    Its threads have four times the stack of a trial, so recursion that a trial survived ends well here.
+    """
+    with _LOCK:
+        if name not in _POOLS:
+            _POOLS[name] = pool = ThreadPoolExecutor(count, name)
+            started = threading.Barrier(count + 1)
+            before = threading.stack_size(4 * STACK)  # of memory that is only taken where it is used
+            for _ in range(count):
+                pool.submit(started.wait)
+            threading.stack_size(before)
+            started.wait()
+        return _POOLS[name]
 
 
 def _after_fork() -> None:
     """Begin with new threads in a child process; the parent's did not come along."""
-    global _POOL
-    _POOL = None
+    global _LOCK
+    _POOLS.clear()
+    _LOCK = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

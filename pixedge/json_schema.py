@@ -45,7 +45,7 @@ def check_schema(schema: Any) -> None:
     if schema is False:
         raise UsageError("the schema is false, which no answer can meet; give one that allows something")
     # Too deep is refused first: what follows goes down by recursion.
-    for place, each in _subschemas(schema, "#", 0):
+    for place, each in subschemas(schema):
         if isinstance(each, dict):
             _check_keywords(place, each)
     from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
@@ -60,8 +60,8 @@ def check_schema(schema: Any) -> None:
         raise UsageError(f"the schema is wrong in {keyword}: {error.message[:160]}") from None
 
 
-def _subschemas(schema: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield a schema and all that it holds, each with its place, before going into it."""
+def subschemas(schema: Any, place: str = "#", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield a schema and all that it holds, each with its place (a JSON pointer), before going into it."""
     if depth > MAX_DEPTH:
         raise UsageError(f"the schema is more than {MAX_DEPTH} schemas deep; use $ref or make it flatter")
     yield place, schema
@@ -70,13 +70,13 @@ def _subschemas(schema: Any, place: str, depth: int) -> Iterator[tuple[str, Any]
     for keyword, value in schema.items():
         below = f"{place}/{keyword}"
         if keyword in _ONE:
-            yield from _subschemas(value, below, depth + 1)
+            yield from subschemas(value, below, depth + 1)
         elif keyword in _LIST and isinstance(value, list):
             for at, each in enumerate(value):
-                yield from _subschemas(each, f"{below}/{at}", depth + 1)
+                yield from subschemas(each, f"{below}/{at}", depth + 1)
         elif keyword in _NAMED and isinstance(value, dict):
             for name, each in value.items():
-                yield from _subschemas(each, f"{below}/{name}", depth + 1)
+                yield from subschemas(each, f"{below}/{_escape(name)}", depth + 1)
 
 
 def _check_keywords(place: str, schema: dict[str, Any]) -> None:
@@ -112,6 +112,10 @@ def _check_least_properties(place: str, schema: dict[str, Any]) -> None:
             f"the schema has 'minProperties' {least} at {place}, where keys are free and one could come"
             " twice; name the properties and set additionalProperties to false, or list them in required"
         )
+
+
+def _escape(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _pointer(path: list[str]) -> str:

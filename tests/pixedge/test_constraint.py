@@ -259,7 +259,7 @@ def test_each_request_of_a_batch_has_its_own(model):
 
 def test_a_format_that_becomes_too_much_ends_its_own_request_alone(model):
     engine = model.engine
-    large = AnswerFormat.from_regex("(a{1000}){1000}")
+    large = AnswerFormat.from_regex(r"(\p{L}{1,499}\w{1,499}){1,100}")
     bad = Sampler(SamplingParams(max_tokens=30, answer_format=large), (), model.tokenizer.constraint(large))
     prompt = make_prompt(engine.config.vision, random_text(1, 20))
     failing = engine.submit(prompt, bad)
@@ -385,5 +385,5 @@ def test_formats_of_strangers_take_bounded_time_and_memory(name):
         babble(AnswerFormat.choose(**HOSTILE[name]), 1, longest=40)
     except PixedgeError as refusal:
         assert "\n" not in str(refusal) and len(str(refusal)) < 300
-    assert time.process_time() - start < 10  # of the processors, however busy they are
+    assert time.process_time() - start < 3  # of the processors, however busy they are
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000  # kB
