@@ -143,8 +143,9 @@ def _first_cause(fault: str) -> str:
             "'oneOf' is kept to only where its schemas exclude each other, by their types for one; use anyOf"
         )
     if cause := re.search(r"^error: (.+)$", fault, re.MULTILINE):
-        return f"'pattern': {cause[1]}" if fault.startswith("regex parse error") else cause[1]
+        named = "'pattern': " if fault.startswith("regex parse error") else ""
+        return f"{named}{cause[1][:200]}"
     first = fault.partition("\n")[0].strip()
     if place := re.match(r"(?:at )?(\d+)\((\d+)\): (.*)", first):
-        return f"line {place[1]}, column {place[2]}: {place[3]}"
+        return f"line {place[1]}, column {place[2]}: {place[3][:200]}"
     return first[:200]
