@@ -140,7 +140,7 @@ def test_a_trial_is_bounded_in_processor_time_and_memory(trial):
         assert verdict["bytes"] < 2 * MEMORY
     script = (
         "import pixedge.format_probe as probe; probe._limit(); bytearray(probe.MEMORY // 2); print(1);"
-        "bytearray(probe.MEMORY + probe.STACK)"
+        "bytearray(2 * (probe.MEMORY + probe.STACK))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.stdout == "1\n" and "MemoryError" in ended.stderr
