@@ -402,7 +402,6 @@ def test_silent_fall_back_to_the_cpu_is_an_error(open_cuda: Callable[..., Any]) 
         open_cuda(["CPUExecutionProvider"])
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("failure", "sentence"),
     [
@@ -420,7 +419,8 @@ def test_a_provider_that_fails_is_a_sentence(
     """ONNX Runtime would print it on standard output, where answers go, and try again on the CPU."""
     with pytest.raises(PixedgeError, match=sentence):
         open_cuda([], fails=RuntimeError(failure))
-=======
+
+
 def test_a_node_without_a_cuda_kernel_is_an_error(open_cuda: Callable[..., Any]) -> None:
     """ONNX Runtime gives it to the CPU and says nothing, and every picture is copied to and fro."""
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
