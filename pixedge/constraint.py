@@ -46,9 +46,12 @@ class Vocabulary:
         return _compilers().submit(self._begin, answer_format).result()
 
     def _begin(self, answer_format: AnswerFormat) -> "Constraint":
-        matcher = make_matcher(self._tokenizer(), answer_format.compiled)
-        usable = np.packbits(self._usable(), bitorder="little")
-        return Constraint(matcher, answer_format, usable, self._tekken.eos_id)
+        tokenizer, usable = self._tokenizer(), np.packbits(self._usable(), bitorder="little")
+        start = time.thread_time()
+        matcher = make_matcher(tokenizer, answer_format.compiled)
+        constraint = Constraint(matcher, answer_format, usable, self._tekken.eos_id)
+        constraint.seconds = time.thread_time() - start
+        return constraint
 
     @cached_property
     def _tokens(self) -> "_Tokens":
@@ -95,6 +98,8 @@ class Constraint:
     ) -> None:
         """Take a matcher at its beginning; usable, bits uint8 [vocab / 8], are the tokens of any answer."""
         self.answer_format = answer_format
+        self.seconds = 0.0
+        """Processor time that compiling the format took."""
         self._matcher = matcher
         self._usable = usable
         self._stop_id = stop_id

@@ -141,6 +141,11 @@ class Draft:
         self._said: list[str] = []
         self._image_decode = image_decode
 
+    @property
+    def format_seconds(self) -> float:
+        """Processor time, in seconds, that compiling the answer's format took; 0 without one."""
+        return self._sampler.constraint.seconds if self._sampler.constraint else 0.0
+
     def submit(self) -> Request:
         """Queue the prompt; raises what ``Engine.submit`` raises."""
         self.request = self._engine.submit(self._prompt, self._sampler)

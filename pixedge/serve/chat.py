@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from pixedge.answer_format import AnswerFormat
 from pixedge.errors import PixedgeError, UsageError
+from pixedge.format_trial import is_small
 from pixedge.messages import Messages
 from pixedge.model import Draft, Model
 from pixedge.sampling import SamplingParams
@@ -37,6 +38,9 @@ _LOG = logging.getLogger("pixedge.serve")
 # large, sixteen for each of its tokens: usual text has four.
 _MANY_CHARACTERS = 1 << 20
 
+# Processor time that compiling a format may take for all choices of a request.
+_FORMAT_SECONDS = 2.0
+
 # Threads that read pictures and build prompts; each may hold the pixels of one request's pictures.
 _READERS = 2
 
@@ -50,6 +54,9 @@ class Chat:
         self._readers = ThreadPoolExecutor(_READERS, "pixedge-reader")
         # one at a time: what parsing takes beside the bodies that wait for it is then bounded
         self._parser = ThreadPoolExecutor(1, "pixedge-parser")
+        # what is small is compiled at once; the rest waits for a trial, one after the other
+        self._formats = ThreadPoolExecutor(2, "pixedge-small-format")
+        self._trials = ThreadPoolExecutor(1, "pixedge-trial")
         self._room = Room(settings.waiting_bytes)
         self._held = 0
         self._names = {name.casefold() for name in settings.names}
@@ -66,7 +73,7 @@ class Chat:
 
     def close(self) -> None:
         """End the threads, once nothing is under way."""
-        for threads in (self._readers, self._parser):
+        for threads in (self._readers, self._parser, self._formats, self._trials):
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, request: Request) -> Response:
@@ -147,7 +154,9 @@ class Chat:
         prompt = await self._in_thread(self._prompt, asked, slot.held)
         seconds = time.perf_counter() - start
         params = self._fit(prompt, asked)
-        drafts = await self._in_thread(self._drafts, asked, prompt, params, seconds)
+        drafts = await self._in_thread(
+            self._drafts, asked, prompt, params, seconds, threads=self._drafters(asked)
+        )
         slot.job = job = Job(
             drafts, arrived, asyncio.get_running_loop(), stream=asked.stream, logprobs=asked.logprobs
         )
@@ -164,12 +173,24 @@ class Chat:
         try:
             if asked.form is not None:
                 params = replace(params, answer_format=AnswerFormat(*asked.form))
-            return [
-                Draft(model.engine, model.tokenizer, prompt, asked.choice_params(params, index), seconds)
-                for index in range(asked.choices)
-            ]
+            drafts: list[Draft] = []
+            for index in range(asked.choices):
+                choice = asked.choice_params(params, index)
+                drafts.append(Draft(model.engine, model.tokenizer, prompt, choice, seconds))
+                if (cost := drafts[0].format_seconds) * asked.choices > _FORMAT_SECONDS:
+                    raise UsageError(
+                        f"n is {asked.choices} and the format takes {cost:.2f} s of processor time for each,"
+                        f" above {_FORMAT_SECONDS:g} s together; ask for fewer answers or make it simpler"
+                    )
+            return drafts
         except UsageError as error:
             raise refusal(error, "response_format") from None
+
+    def _drafters(self, asked: ChatRequest) -> ThreadPoolExecutor:
+        """Return the threads that prepare choices: nobody waits for another one's format."""
+        if asked.form is None:
+            return self._readers
+        return self._formats if is_small(*asked.form) else self._trials
 
     def _prompt(self, asked: ChatRequest, held: Held) -> Prompt:
         """Read the pictures and build the token ids; in a thread. The messages are no more after it."""
@@ -234,8 +255,11 @@ class Chat:
                 min(60, max(1, round(seconds))),
             )
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+    async def _in_thread(
+        self, function: Callable[..., T], *arguments: object, threads: ThreadPoolExecutor | None = None
+    ) -> T:
+        threads = threads or self._readers
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
     # The answer
 
