@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pixedge.errors import UsageError
 from pixedge.format_limits import LARK_LITERALS, MAX_CHARACTERS, check_lark, check_regex, check_schema_limits
-from pixedge.format_probe import grammar_of
+from pixedge.format_probe import UNREADABLE, grammar_of
 from pixedge.format_trial import find_fault
 from pixedge.json_schema import check_schema
 
@@ -54,7 +54,9 @@ class AnswerFormat:
             _refuse_control_tokens(self.text)
             check_lark(self.text)
         if fault := find_fault(self.kind, self.text, self.noun):
-            raise UsageError(f"the {self.noun} cannot be used: {_first_cause(fault)}")
+            unread = fault.startswith(UNREADABLE)
+            cause = fault[:200] if unread else f"cannot be used: {_first_cause(fault)}"
+            raise UsageError(f"the {self.noun} {cause}")
 
     @classmethod
     def from_schema(cls, schema: Mapping[str, Any] | bool | str) -> "AnswerFormat":

@@ -49,6 +49,9 @@ LIMITS: dict[str, Any] = {
     "verbose_errors": False,
 }
 
+UNREADABLE = "cannot be read: "
+"""How the fault of a text begins that is none."""
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -100,7 +103,7 @@ def find_fault(kind: str, text: str, tokenizer: Any = None) -> str:
         limits = LLParserLimits(**LIMITS)
         fault = LLMatcher.validate_grammar(grammar, limits=limits)
     except ValueError as error:  # half a surrogate, which JSON of Python's may hold and no text can
-        return str(error)
+        return f"{UNREADABLE}{error}"
     if fault and not fault.startswith("WARNING"):
         return fault
     if tokenizer is not None:
