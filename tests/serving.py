@@ -33,10 +33,18 @@ class Process:
     """`pixedge serve` on a port that was free, once it says that it is ready."""
 
     def __init__(
-        self, base: Path, *arguments: object, step_seconds: float = 0.0, port: int = 0, **variables: str
+        self,
+        base: Path,
+        *arguments: object,
+        step_seconds: float = 0.0,
+        port: int = 0,
+        files: int | None = None,
+        **variables: str,
     ) -> None:
         how = ["-c", _SLOWED.format(step_seconds)] if step_seconds else ["-m", "pixedge"]
         command = [sys.executable, *how, "serve", "--port", port, "--threads", 1, *arguments]
+        if files is not None:  # as many as it may ever open
+            command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command]
         self.process = subprocess.Popen(
             [*map(str, command)],
             cwd=ROOT,

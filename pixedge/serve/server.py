@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import logging
 import signal
 import socket
 import ssl
@@ -18,11 +17,19 @@ from pixedge.errors import PixedgeError, UsageError
 from pixedge.model import Model
 from pixedge.serve.app import Service, create_app
 from pixedge.serve.connection import Connection
+from pixedge.serve.listener import Listener
+from pixedge.serve.log import keep_log_short
 from pixedge.serve.settings import Settings
 from pixedge.terminal import log_to_stderr
 
-# Connections at a time; each needs a file descriptor, of which 1,024 are usual.
-_CONNECTIONS = 512
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+# Connections at a time, each of which needs a file, and the files that are left for everything else.
+_CONNECTIONS = 1024
+_OTHER_FILES = 256
 
 # Between the end of what is under way and the last resort, which is to drop the connections.
 _LAST_RESORT = 5
@@ -98,9 +105,8 @@ def serve(
     ``started`` is called once requests are taken.
     """
     server = make_server(model, settings, tls, started)
-    # what strangers send is no reason to fill a log
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     log_to_stderr()
+    keep_log_short()
     with _quiet_signals() as received:
         server.run([sock])
     return 130 if signal.SIGINT in received else 0
@@ -123,32 +129,45 @@ def make_server(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=round(settings.drain_seconds) + _LAST_RESORT,
-        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
-    return Server(config, app.state.service, settings.drain_seconds, started)
+    return Server(config, app.state.service, settings.drain_seconds, tls, started)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which tells the service when to end."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, drain_seconds: float, started: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        drain_seconds: float,
+        tls: ssl.SSLContext | None,
+        started: Callable[[], None],
     ) -> None:
         """Take what uvicorn runs; drain_seconds is for what is under way at the end."""
         super().__init__(config)
-        self.service, self._drain_seconds, self._on_start = service, drain_seconds, started
+        self.service, self._drain_seconds, self._tls, self._on_start = service, drain_seconds, tls, started
+        self.listeners: list[Listener] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take requests."""
-        await super().startup(sockets)
+        await super().startup([])
+        limit = max(_raise_file_limit() - _OTHER_FILES, 16)
+        for sock in sockets or []:
+            self.listeners.append(Listener(sock, self._connection, min(_CONNECTIONS, limit), self._tls))
+            self.listeners[-1].start()
         self._on_start()
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what is under way end by itself, or end it when its time is over."""
         self.service.drain()
+        for listener in self.listeners:
+            await listener.stop()
         last = asyncio.get_running_loop().call_later(self._drain_seconds, self.service.end)
         try:
             await super().shutdown(sockets)
@@ -159,6 +178,18 @@ class Server(uvicorn.Server):
             if self.server_state.tasks:
                 await asyncio.wait(self.server_state.tasks, timeout=_LAST_RESORT)
             await self.lifespan.shutdown()
+
+
+def _raise_file_limit() -> int:
+    """Let the process open as many files as it may and needs; give how many that are."""
+    wanted = _CONNECTIONS + _OTHER_FILES
+    if resource is None:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 @contextlib.contextmanager
