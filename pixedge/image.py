@@ -10,16 +10,12 @@ check of the header. Everything that goes wrong with a picture is an `ImageError
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import importlib
 import io
-import os
-import re
 import stat
 import struct
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -37,6 +33,8 @@ from PIL import (
 )
 
 from pixedge.errors import ImageError, UsageError
+from pixedge.named_pipe import NamedPipe
+from pixedge.path_patterns import irregular
 
 if TYPE_CHECKING:
     from pixedge.config import VisionConfig
@@ -163,11 +161,18 @@ def read_bytes(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) 
         status = source.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(f"{name} is a folder; give a picture file, or a pattern such as {name}/*.jpg")
+        if stat.S_ISFIFO(status.st_mode):
+            with NamedPipe(source) as pipe:
+                return _read_bounded(pipe, name, limits)
+        if (what := irregular(str(source))) is not None:
+            raise ImageError(f"{name} is {what}; give a picture file")
         if status.st_size > limits.max_bytes:
             raise _too_many_bytes(name, f"has {status.st_size:,} bytes", limits)
         with source.open("rb") as file:
             return _read_bounded(file, name, limits)
     except FileNotFoundError:
+        if isinstance(source, Path) and source.is_symlink():
+            raise ImageError(f"{name} is a link that leads nowhere; give a picture file") from None
         raise ImageError(f"{name} does not exist; check the path") from None
     except PermissionError:
         raise ImageError(f"{name} may not be read (permission denied); change its permissions") from None
@@ -176,7 +181,7 @@ def read_bytes(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) 
         raise ImageError(f"{name} cannot be read ({reason}); check the file") from error
 
 
-def _read_bounded(stream: BinaryIO, name: str, limits: ImageLimits) -> bytes:
+def _read_bounded(stream: BinaryIO | NamedPipe, name: str, limits: ImageLimits) -> bytes:
     """Read to the end, but never more than a byte over the limit: a pipe does not tell its size."""
     parts: list[bytes] = []
     room = limits.max_bytes + 1
@@ -369,32 +374,6 @@ def _grey_to_8_bits(values: np.ndarray, mode: str, name: str) -> np.ndarray:
     scaled -= low
     scaled *= 255 / ((high - low) or 1.0)
     return np.rint(scaled, out=scaled).astype(np.uint8)
-
-
-def expand_image_arguments(args: Sequence[str]) -> list[str]:
-    """Replace each pattern (``*``, ``?``, ``[...]``, ``**``) by the files it matches, in natural order.
-
-    An argument that exists, "-" (standard input) and http(s) addresses stay as they are, and so does a
-    missing file, which `read_image` reports. Natural order puts page2 before page10. Raises ImageError for a
-    pattern that matches no file.
-    """
-    expanded: list[str] = []
-    for arg in args:
-        is_plain = re.search(r"[*?\[]", arg) is None or re.match(r"https?://", arg, re.IGNORECASE)
-        if is_plain or os.path.lexists(arg):
-            expanded.append(arg)
-            continue
-        matches = [path for path in glob.glob(arg, recursive=True) if not os.path.isdir(path)]
-        if not matches:
-            raise ImageError(f"{arg} matches no file; check the folder and the pattern")
-        expanded.extend(sorted(matches, key=natural_key))
-    return expanded
-
-
-def natural_key(path: str) -> tuple[list[str | int], str]:
-    """Digits compare as numbers; they sit at the odd places, so numbers never meet words."""
-    parts = re.split(r"(\d+)", path.casefold())
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path
 
 
 def image_grid(width: int, height: int, image_size: int, patch_size: int) -> tuple[int, int]:

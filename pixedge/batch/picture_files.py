@@ -12,11 +12,12 @@ from typing import Any
 from PIL import Image
 
 from pixedge.batch.item import Asked, Item
-from pixedge.commands.pictures import expand_sources, is_url, read_source
+from pixedge.commands.pictures import expand_sources, is_url, note_left_out, read_source
 from pixedge.documents import choose_pages, count_pages, split_pages
 from pixedge.errors import ImageError, UsageError
-from pixedge.image import ImageLimits, image_grid, natural_key
+from pixedge.image import ImageLimits, image_grid
 from pixedge.model import Model
+from pixedge.path_patterns import irregular, natural_key
 from pixedge.sampling import SamplingParams
 
 ENDINGS = (
@@ -83,19 +84,23 @@ def find_files(sources: Sequence[str]) -> tuple[list[str], int]:
     order, page2 before page10, folder by folder.
 
     Raises ImageError for a folder without pictures and for a pattern without a match, and UsageError for
-    pages of a document that are named wrongly.
+    pages of a document that are named wrongly. What is named like a picture and is no file is left out and
+    noted.
     """
     names: list[str] = []
+    left_out: list[str] = []
     others = 0
     for source in expand_sources(sources):
         if not os.path.isdir(source):
             names.append(_tidy(source))
             continue
-        found, rest = _walk(source)
+        found, rest = _walk(source, left_out)
         if not found:
+            note_left_out(left_out)
             raise ImageError(f"{source} holds no pictures and no PDF by their names; give another folder")
         names += found
         others += rest
+    note_left_out(left_out)
     return names, others
 
 
@@ -120,7 +125,8 @@ def name_pages(names: Sequence[str]) -> list[str]:
     return named
 
 
-def _walk(folder: str) -> tuple[list[str], int]:
+def _walk(folder: str, left_out: list[str]) -> tuple[list[str], int]:
+    """Find a folder's pictures; count its other files, and add what is no file to left_out."""
     found: list[str] = []
     others = 0
     for where, folders, files in os.walk(folder):
@@ -128,7 +134,12 @@ def _walk(folder: str) -> tuple[list[str], int]:
         seen = [name for name in files if name[0] != "."]
         wanted = [name for name in seen if Path(name).suffix.lower() in ENDINGS]
         others += len(seen) - len(wanted)
-        found += [_tidy(os.path.join(where, name)) for name in sorted(wanted, key=natural_key)]
+        for name in sorted(wanted, key=natural_key):
+            path = _tidy(os.path.join(where, name))
+            if (what := irregular(path)) is None:
+                found.append(path)
+            else:
+                left_out.append(f"{path}, {what}")
     return found, others
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pixedge.commands.pictures import is_url, read_source
 from pixedge.conversation import Attachment
+from pixedge.path_patterns import irregular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,11 +24,11 @@ def read_attachment(
 
 
 def _hash(name: str, pictures: Sequence["Image.Image"]) -> str:
-    """Give the hash of a file's bytes, or of pixels that came from an address."""
-    if not is_url(name):
-        from pixedge.documents import split_pages
+    """Give the hash of a file's bytes, or of pixels where they cannot be read again (addresses, pipes)."""
+    from pixedge.documents import split_pages
 
-        file = name if Path(name).exists() else split_pages(name)[0]
+    file = name if Path(name).exists() else split_pages(name)[0]
+    if not is_url(name) and irregular(file) is None:
         with open(file, "rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
     digest = hashlib.sha256()

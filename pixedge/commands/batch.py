@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pixedge.commands.dropped_paths import read_message
 from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import DPI, check_sources
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
@@ -178,6 +179,13 @@ def _check_question(sources: tuple[str, ...], prompt: str | None, system: str | 
             raise UsageError(f"{name} is empty; give it some text")
         if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError(f"{name} is not valid text in the terminal's encoding; write it in UTF-8")
+    message = read_message(prompt)
+    if message.paths:
+        raise UsageError(
+            f"--prompt names the picture {message.paths[0]}; give it before --prompt, as a source"
+        )
+    for name in message.doubtful:
+        note(f"{name} in --prompt is not a file here; the model gets its name and no picture")
     if doors.hosts or doors.folder is not None:
         option = "--allow-host" if doors.hosts else "--media-dir"
         raise UsageError(f"{option} is for a file of requests; leave it out")

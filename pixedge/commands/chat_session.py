@@ -72,6 +72,8 @@ class ChatSession:
             getattr(self, f"_{word[1:]}")(rest.strip())
             return True
         message = read_message(line)
+        for name in message.doubtful:
+            note(f"{name} is not a file here; the model gets its name and no picture")
         if not message.paths and word.startswith("/") and word.count("/") == 1:
             raise UsageError(f"there is no command {word}; /help lists them")
         self._attach(message.paths, again=False)

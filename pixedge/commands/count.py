@@ -22,7 +22,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES, short_help="Count a question's tokens.")
-@click.argument("question", required=False)
+@click.argument("words", nargs=-1, metavar="[PICTURE]... [QUESTION]")
 @MODEL
 @click.option(
     "--image",
@@ -37,7 +37,7 @@ Examples:
 @MAX_IMAGE_SIZE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def count(
-    question: str | None,
+    words: tuple[str, ...],
     model: str | None,
     images: tuple[str, ...],
     dpi: int | None,
@@ -52,8 +52,8 @@ def count(
     Without QUESTION and without pictures the question is read from a pipe.
     """
     check_sources(images, allow_url)
-    if question is not None or not images:
-        question = read_question(question, stdin_taken="-" in images)
+    question = read_question(words, images, optional=True)
+    check_sources(question.pictures, allow_url)
     if system is not None:
         check_text("--system", system)
     folder = ModelOptions(model=model).find(quiet=True)
@@ -66,9 +66,9 @@ def count(
         raise ArtifactError(f"{folder} has no tekken.json, by which text is counted; give another folder")
     tokenizer = Tokenizer(tekken, config.vision, config.decoder.vocab_size)
     side = config.vision.image_size
-    pictures, _ = read_pictures(images, dpi, lambda: min(side, max_image_size or side))
-    prompt = tokenizer.encode(conversation(question, system, pictures), max_image_size)
-    names = expand_sources(images)
+    names = expand_sources(question.pictures)
+    pictures, _ = read_pictures(names, dpi, lambda: min(side, max_image_size or side))
+    prompt = tokenizer.encode(conversation(question.text, system, pictures), max_image_size)
     if len(names) != len(pictures):  # pages of a PDF have no names of their own
         names = [str(number + 1) for number in range(len(pictures))]
     record = _record(names, pictures, prompt.images, config.vision.patch_size)

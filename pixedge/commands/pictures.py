@@ -14,6 +14,8 @@ import click
 from pixedge.commands import option_values
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import ImageError, UsageError
+from pixedge.path_patterns import expand_names
+from pixedge.terminal import note
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,19 +124,29 @@ def read_source(
 def expand_sources(sources: Sequence[str]) -> list[str]:
     """Replace each pattern by the files that it matches; pages behind it go to each of them.
 
-    Raises ImageError for a pattern without a match, UsageError for pages that are named wrongly.
+    Matches that are no files, such as named pipes, are left out and noted. Raises ImageError for a pattern
+    without a match, UsageError for pages that are named wrongly.
     """
     from pixedge.documents import check_pages, split_pages
-    from pixedge.image import expand_image_arguments
 
+    left_out: list[str] = []
     names: list[str] = []
     for source in sources:
         name, pages = (source, None) if os.path.lexists(source) else split_pages(source)
         if pages is not None:
             check_pages(name, pages)
         suffix = "" if pages is None else f"[{pages}]"
-        names += [f"{each}{suffix}" for each in expand_image_arguments([name])]
+        found = expand_names([name], lambda path, what: left_out.append(f"{path}, {what}"))
+        names += [f"{each}{suffix}" for each in found]
+    note_left_out(left_out)
     return names
+
+
+def note_left_out(names: Sequence[str]) -> None:
+    """Say which names, with what lies there, are left out because no file lies there."""
+    if names:
+        rest = f"; and {len(names) - 3:,} more" if len(names) > 3 else ""
+        note(f"left out: {'; '.join(names[:3])}{rest}")
 
 
 def check_dpi(dpi: int | None, documents: int) -> None:

@@ -13,7 +13,7 @@ import click
 
 from pixedge.commands import option_values
 from pixedge.commands.model_options import ModelOptions, model_options
-from pixedge.commands.pictures import check_sources, is_url
+from pixedge.commands.pictures import check_sources, expand_sources, is_url
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import PixedgeError, UsageError
 from pixedge.terminal import note, progress, show_json
@@ -217,10 +217,10 @@ def _picture_files(sources: Sequence[str]) -> tuple[bytes, ...]:
     if not sources:
         return ()
     from pixedge.fetch import fetch_image
-    from pixedge.image import ImageLimits, expand_image_arguments, read_image
+    from pixedge.image import ImageLimits, read_bytes, read_image
 
     limits = ImageLimits()
-    names = expand_image_arguments(sources)
+    names = expand_sources(sources)
     limits.check_count(len(names))
     found = []
     for name in names:
@@ -229,8 +229,7 @@ def _picture_files(sources: Sequence[str]) -> tuple[bytes, ...]:
         elif name == "-" and (stream := piped_input()) is not None:
             data, name = stream.read(limits.max_bytes + 1), "standard input"
         else:
-            read_image(Path(name), name, limits)
-            data = Path(name).read_bytes()
+            data = read_bytes(Path(name), name, limits)
         read_image(data, name, limits)
         found.append(data)
     return tuple(found)

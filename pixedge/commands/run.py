@@ -29,7 +29,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES, short_help="Ask a question about pictures.")
-@click.argument("question", required=False)
+@click.argument("words", nargs=-1, metavar="[PICTURE]... [QUESTION]")
 @click.option(
     "--image",
     "images",
@@ -46,7 +46,7 @@ Examples:
 @model_options
 @click.option("--quiet", is_flag=True, help="No progress and no figures, only warnings and errors.")
 def run(
-    question: str | None,
+    words: tuple[str, ...],
     options: ModelOptions,
     sampling: SamplingOptions,
     images: tuple[str, ...],
@@ -57,22 +57,29 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Ask QUESTION, with pictures before it in the order given. Without QUESTION it is read from a pipe."""
+    """Ask QUESTION, with pictures before it in the order given. Without QUESTION it is read from a pipe.
+
+    Pictures are given with --image, as arguments, or as paths in the question itself.
+    """
     start = time.perf_counter()
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs is reported in JSON only; add --json")
     check_sources(images, allow_url)
-    question = read_question(question, stdin_taken="-" in images)
+    question = read_question(words, images)
+    check_sources(question.pictures, allow_url)
+    if not quiet:
+        for name in question.pictures[len(images) :]:
+            note(f"attached {name}")
     if system is not None:
         check_text("--system", system)
     folder = options.find(quiet)
     params = sampling.params(logprobs=logprobs)
     cap = options.max_image_size
-    pictures, decode_seconds = read_pictures(images, dpi, lambda: longest_side(folder, cap))
+    pictures, decode_seconds = read_pictures(question.pictures, dpi, lambda: longest_side(folder, cap))
 
     with progress(quiet=quiet) as report:
         loaded = options.load(folder, report)
-    messages = conversation(question, system, pictures)
+    messages = conversation(question.text, system, pictures)
     answer = _answer(loaded, messages, params, options.max_image_size, silent=as_json)
     if as_json:
         result = answer_figures.record(answer, loaded, folder, decode_seconds, time.perf_counter() - start)

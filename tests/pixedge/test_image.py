@@ -21,7 +21,6 @@ from pixedge.config import VisionConfig
 from pixedge.errors import ImageError, UsageError
 from pixedge.image import (
     ImageLimits,
-    expand_image_arguments,
     image_grid,
     pixel_hash,
     read_image,
@@ -595,40 +594,6 @@ def test_threads_do_not_disturb_each_other():
 def test_this_pillow_reads_every_format():
     for feature in ("jpg", "zlib", "webp", "libtiff", "littlecms2"):
         assert features.check(feature), feature
-
-
-# --- arguments ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    for name in ("page10.png", "page2.png", "Page1.png", "note.txt", "odd[1].png", "sub/deep.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.usefixtures("folder")
-def test_patterns_expand_in_natural_order():
-    assert expand_image_arguments(["page*.png", "note.txt"]) == ["page2.png", "page10.png", "note.txt"]
-    assert expand_image_arguments(["[Pp]age*.png"]) == ["Page1.png", "page2.png", "page10.png"]
-    assert expand_image_arguments(["page?.png", "page2.png"]) == ["page2.png", "page2.png"]
-    assert expand_image_arguments([os.path.join("**", "deep.png")]) == [os.path.join("sub", "deep.png")]
-    assert "sub" not in expand_image_arguments(["*"])
-
-
-@pytest.mark.usefixtures("folder")
-def test_literal_arguments_stay():
-    args = ["odd[1].png", "-", "missing.png", "https://a.example/x.png?size=1", "HTTP://a.example/[x]"]
-    assert expand_image_arguments(args) == args
-    assert expand_image_arguments([]) == []
-
-
-@pytest.mark.usefixtures("folder")
-def test_a_pattern_without_files_is_an_error():
-    for pattern in ("*.gif", "s*b", "none/*.png"):
-        with pytest.raises(ImageError, match=re.escape(pattern) + " matches no file"):
-            expand_image_arguments([pattern])
 
 
 # --- pixels ------------------------------------------------------------------------------------------------
