@@ -4,10 +4,9 @@ llguidance does the work. mistral_common's own adapter to it is not used: it han
 under their names, and a grammar could then ask for them. Here they have no text and no bit.
 """
 
-import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,9 @@ import numpy as np
 
 from pixedge.answer_format import AnswerFormat
 from pixedge.errors import PixedgeError, UsageError
-from pixedge.format_probe import STACK, Tokens, make_matcher
-from pixedge.format_trial import find_fault
+from pixedge.format_probe import Tokens, make_matcher
+from pixedge.format_threads import compile_threads, mask_threads
+from pixedge.format_trial import check_cost
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -42,8 +42,8 @@ class Vocabulary:
 
         Raises UsageError for a format that takes too much, or that no answer can match.
         """
-        find_fault(answer_format.kind, answer_format.text, answer_format.noun, self._tokens)
-        return _compilers().submit(self._begin, answer_format).result()
+        check_cost(answer_format.kind, answer_format.text, answer_format.noun, self._tokens)
+        return compile_threads().submit(self._begin, answer_format).result()
 
     def _begin(self, answer_format: AnswerFormat) -> "Constraint":
         tokenizer, usable = self._tokenizer(), np.packbits(self._usable(), bitorder="little")
@@ -122,7 +122,7 @@ class Constraint:
     def advance(self, token: int) -> None:
         """Take the token that was chosen, and begin to work out what may follow it."""
         if token != self._stop_id:
-            self._next = _threads().submit(self._follow, token)
+            self._next = mask_threads().submit(self._follow, token)
 
     def _follow(self, token: int) -> np.ndarray:
         start = time.thread_time()
@@ -150,45 +150,3 @@ class Constraint:
         if not len(ids):
             raise PixedgeError(_NOTHING.format(self.answer_format.noun))
         return ids
-
-
-_POOLS: dict[str, ThreadPoolExecutor] = {}
-_LOCK = threading.Lock()
-
-
-def _threads() -> ThreadPoolExecutor:
-    """Return the threads that work out what may come next, for all answers of the process."""
-    return _pool("pixedge-constraint", min(4, os.cpu_count() or 1))
-
-
-def _compilers() -> ThreadPoolExecutor:
-    """Return the threads that compile formats, so that no mask waits for them."""
-    return _pool("pixedge-format", 2)
-
-
-def _pool(name: str, count: int) -> ThreadPoolExecutor:
-    """Return the pool of a name, made at its first use.
-
-    Its threads have four times the stack of a trial, so recursion that a trial survived ends well here.
-    """
-    with _LOCK:
-        if name not in _POOLS:
-            _POOLS[name] = pool = ThreadPoolExecutor(count, name)
-            started = threading.Barrier(count + 1)
-            before = threading.stack_size(4 * STACK)  # of memory that is only taken where it is used
-            for _ in range(count):
-                pool.submit(started.wait)
-            threading.stack_size(before)
-            started.wait()
-        return _POOLS[name]
-
-
-def _after_fork() -> None:
-    """Begin with new threads in a child process; the parent's did not come along."""
-    global _LOCK
-    _POOLS.clear()
-    _LOCK = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)

@@ -15,13 +15,14 @@ from pathlib import Path
 from pixedge import format_probe
 from pixedge.errors import UsageError
 from pixedge.format_probe import MEMORY, SECONDS, Tokens, read_message, write_message
+from pixedge.format_threads import compile_threads
 
 WAIT = 60.0
 """Seconds that a trial may wait for a processor: it runs at the lowest priority."""
 
-# Formats below this size are not tried: within llguidance's limits none was found that took more than 0.3 s
+# Formats below this size are not tried: within llguidance's limits none was found that took more than 0.5 s
 # and 60 MB, and at the lowest priority a trial may wait where a request should not.
-_SMALL = {"schema": 4_000, "regex": 2_000, "lark": 2_000}
+_SMALL = {"schema": 16_000, "regex": 2_000, "lark": 2_000}
 
 _KEPT = 1024  # verdicts, of up to 2,000 characters
 
@@ -36,17 +37,21 @@ def is_small(kind: str, text: str) -> bool:
     return not hasattr(os, "fork") or (len(text) <= _SMALL[kind] and (kind != "lark" or "%" not in text))
 
 
-def find_fault(kind: str, text: str, noun: str, vocabulary: Tokens | None = None) -> str:
+def find_fault(kind: str, text: str, noun: str) -> str:
     """Return what is wrong with a format in llguidance's words, nothing where it can be used.
 
-    What is not small is tried by a process of its own, and then compiled against the vocabulary too. Raises
-    UsageError where that takes more than it may.
+    Raises UsageError where finding that out takes more than it may.
     """
     if is_small(kind, text):
-        return format_probe.find_fault(kind, text)
-    if vocabulary is not None:
-        _TRIAL.use_vocabulary(vocabulary)
+        return compile_threads().submit(format_probe.find_fault, kind, text).result()
     return _TRIAL.find_fault(kind, text, noun)
+
+
+def check_cost(kind: str, text: str, noun: str, vocabulary: Tokens) -> None:
+    """Raise UsageError where compiling a format against a vocabulary takes more than it may."""
+    if not is_small(kind, text):
+        _TRIAL.use_vocabulary(vocabulary)
+        _TRIAL.find_fault(kind, text, noun)
 
 
 class FormatTrial:
