@@ -7,7 +7,7 @@ params.json; nothing is guessed from names.
 """
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pixedge.config import ModelConfig
+from pixedge.config import PARAMS_FILE, ModelConfig
 from pixedge.decoder import Decoder, DecoderLayer
-from pixedge.errors import ArtifactError
+from pixedge.errors import ArtifactError, CheckpointError
 from pixedge.kernels.cpu.compiled import announce, release
 from pixedge.kernels.cpu.fused_layer import fuse
 from pixedge.kernels.cuda import available
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import GptqWeight, QuantizedWeight, read_gptq, read_imported_gptq
+from pixedge.plain_name import is_plain_name, leads_out
+from pixedge.section import read_json
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
 from pixedge.terminal import complain
 
@@ -37,6 +39,9 @@ REPORT = "export_report.json"
 REPORT_PAGE = "export_report.html"
 REPORTS = (REPORT, REPORT_PAGE)
 FORMAT_VERSION = 1
+_OPTIONAL = ("vision_encoder_fused.onnx",)
+_READ = (PARAMS_FILE, "tekken.json", INDEX, "vision_encoder.onnx", "vision_encoder_cpu.onnx", *_OPTIONAL)
+"""What is opened by its name; older folders lack the optional ones."""
 PACKED = ("qweight", "qzeros", "scales", "g_idx")
 IMPORTED = "imported"
 """The recipe's method where pixedge did not quantise: any zero points, groups of any inputs."""
@@ -108,6 +113,8 @@ def open_artifact(folder: Path | str) -> Artifact:
         raise ArtifactError(
             f"{folder} has no {MANIFEST}, so it is not a finished export; make one: pixedge export CHECKPOINT"
         )
+    if leads_out(path):
+        raise ArtifactError(f"{path} is a link out of the folder; copy the folder with its files")
     manifest = _read_json(path)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
@@ -128,8 +135,16 @@ def open_artifact(folder: Path | str) -> Artifact:
         zero_offset = ZERO_OFFSETS[recipe["checkpoint_format"]] if imported else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error!r}); export again") from error
+    strange = [name for name in files if not is_plain_name(name)]
+    if strange:
+        raise ArtifactError(f"{path} lists {strange[0]!a:.80}, which is not a file's name; export again")
+    for name in _READ:
+        if name not in files and (name not in _OPTIONAL or os.path.lexists(folder / name)):
+            raise ArtifactError(f"{path} does not list {name}; export again")
     for name, entry in files.items():
         file = folder / name
+        if leads_out(file):
+            raise ArtifactError(f"{file} is a link out of the folder; copy the folder with its files")
         found = file.stat().st_size if file.is_file() else None
         if found != entry.bytes:
             state = "is missing" if found is None else f"has {found:,} bytes"
@@ -302,9 +317,9 @@ def _unreadable(path: Path, folder: Path, error: Exception) -> ArtifactError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); export again") from error
+        data = read_json(path)
+    except CheckpointError as error:
+        raise ArtifactError(f"{str(error).rpartition(';')[0]}; export again") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"{path} is not a JSON object; export again")
     return data

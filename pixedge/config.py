@@ -391,7 +391,13 @@ def _hf_theta(section: Section, kind: str) -> float:
     return 10_000.0 if theta is None else theta
 
 
+_MOST = {"n_layers": 1024, "n_heads": 4096, "n_kv_heads": 4096, "patch_size": 256, "image_size": 1 << 14}
+
+
 def _check_positive(config: DecoderConfig | VisionConfig) -> None:
     for name, value in vars(config).items():
         if not is_positive(value):
-            raise ConfigError(f"{name} is {value!r}, but it must be positive")
+            raise ConfigError(f"{name} is {value!r:.60}, but it must be positive")
+        # from a stranger's file, and more than a loop over it or memory for it could take
+        if isinstance(value, int) and value > (most := _MOST.get(name, 1 << 24)):
+            raise ConfigError(f"{name} is {value:,}, and pixedge takes up to {most:,}")

@@ -11,6 +11,9 @@ from pixedge.errors import CheckpointError, ConfigError
 # The default of a key that has none.
 REQUIRED: Final[object] = object()
 
+MAX_JSON_BYTES = 64 << 20
+"""Pixtral-12B's largest, its tokenizer, has 15 MB."""
+
 
 class Section:
     """A JSON object of a configuration file; its errors (ConfigError) name the file and the key.
@@ -98,8 +101,17 @@ def is_positive(value: float) -> bool:
 
 
 def read_json(file: Path) -> Any:
-    """Parse a JSON file of a checkpoint; CheckpointError names the file and what is wrong with it."""
+    """Parse a JSON file of a folder; CheckpointError names the file and what is wrong with it.
+
+    More than MAX_JSON_BYTES are not read, and neither is what is not a file, such as a named pipe.
+    """
     try:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is not a file; fetch it again")
+        if (size := file.stat().st_size) > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{file} has {size:,} bytes and the limit is {MAX_JSON_BYTES:,}; fetch it again"
+            )
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error

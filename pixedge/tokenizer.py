@@ -31,6 +31,10 @@ from pixedge.errors import CheckpointError, MessageError, UsageError
 from pixedge.image import ImageLimits
 from pixedge.messages import Messages, Turn, read_messages
 from pixedge.prompt import Prompt as Prompt
+from pixedge.section import read_json
+
+MAX_VOCABULARY = 1 << 20
+"""Tokens, eight times Pixtral-12B's."""
 
 _Mistral: TypeAlias = "MistralTokenizer[Any, Any, Any, Any, Any]"
 
@@ -167,6 +171,7 @@ def _load(file: Path) -> _Mistral:
         raise CheckpointError(f"{file} is missing; copy the tekken.json that belongs to the checkpoint there")
     if "tekken" not in file.name or file.suffix != ".json":
         raise CheckpointError(f"{file} is not named like a Tekken file; pixedge reads tekken.json only")
+    _check_size(file)
     try:
         return MistralTokenizer.from_file(file)
     except OSError as error:
@@ -178,6 +183,19 @@ def _load(file: Path) -> _Mistral:
             f"{file} is not a complete Tekken file ({type(error).__name__}: {reason}); copy the tekken.json"
             " that belongs to the checkpoint again"
         ) from error
+
+
+def _check_size(file: Path) -> None:
+    """Refuse a vocabulary that the library would count up to without end."""
+    data = read_json(file)
+    config = data.get("config") if isinstance(data, dict) else None
+    for key in ("default_vocab_size", "default_num_special_tokens"):
+        value = config.get(key) if isinstance(config, dict) else None
+        if isinstance(value, int | float) and not 0 <= value <= MAX_VOCABULARY:
+            raise CheckpointError(
+                f"{file}: config.{key} is {value:,}, expected up to {MAX_VOCABULARY:,}; copy the tekken.json"
+                " that belongs to the checkpoint again"
+            )
 
 
 def _image_ids(file: Path, tekken: Tekkenizer, vision: VisionConfig) -> SpecialImageIDs:

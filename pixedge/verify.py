@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
-from pixedge.artifact import MANIFEST, Artifact, hash_file, open_artifact
+from pixedge.artifact import MANIFEST, REPORT, REPORT_PAGE, Artifact, hash_file, open_artifact
 from pixedge.errors import PixedgeError
 from pixedge.loading import load
 from pixedge.model import Model
+from pixedge.section import read_json
+from pixedge.self_digest import is_as_signed
 from pixedge.vision import VisionSession
 
 MAX_DRIFT = 0.1
@@ -24,6 +26,17 @@ MAX_ENCODER_DRIFT = 0.05
 
 bfloat16 products cost about 1 %.
 """
+
+_MANIFEST_KEYS = frozenset(
+    ("format_version", "pixedge_version", "source", "recipe", "calibration", "known_picture", "files")
+)
+_REPORT_KEYS = frozenset(
+    (
+        *("source", "recipe", "calibration", "divergence_from_16_bits", "linear_errors", "vision_parity"),
+        *("bytes", "seconds", "machine"),
+    )
+)
+"""What manifests and reports had before they had digests."""
 
 SAMPLED_EMBEDDINGS = 64
 """Values of the known picture's embeddings that an export keeps."""
@@ -81,11 +94,33 @@ def check_files(artifact: Artifact, progress: Callable[[str, int, int], None] | 
         for name, entry in artifact.files.items()
         if hash_file(artifact.folder / name, step) != entry.sha256
     ]
+    wrong += _unsigned(artifact)
     if wrong:
         return Check(
             "files", False, f"changed since the export: {', '.join(wrong)}; copy them again or export again"
         )
     return Check("files", True, f"{len(artifact.files)} files, {total:,} bytes, all sha256 as exported")
+
+
+def _unsigned(artifact: Artifact) -> list[str]:
+    """Name the manifest and the reports where they are not as they were signed.
+
+    A file from before there were digests has no such key, and no other key that was not known then.
+    """
+    wrong, folder = [], artifact.folder
+    if not artifact.manifest.keys() <= _MANIFEST_KEYS and not is_as_signed((folder / MANIFEST).read_bytes()):
+        wrong.append(MANIFEST)
+    if (folder / REPORT).is_file():
+        try:
+            report = read_json(folder / REPORT)
+            old = isinstance(report, dict) and report.keys() <= _REPORT_KEYS
+            if not old and not is_as_signed((folder / REPORT).read_bytes()):
+                wrong.append(REPORT)
+            elif not old and hash_file(folder / REPORT_PAGE) != report["page_sha256"]:
+                wrong.append(REPORT_PAGE)
+        except (OSError, PixedgeError):
+            wrong.append(REPORT)
+    return wrong
 
 
 def check_known_picture(artifact: Artifact, model: Model) -> Check:

@@ -21,10 +21,12 @@ from pixedge.mapped_files import let_go
 from pixedge.onnx_runtime import onnxruntime, preload_cuda, state
 from pixedge.scratch import encoder_activations
 from pixedge.stored_weights import VisionForm, encoder_bytes
+from pixedge.vision_graph_check import check_graph
 
 CUDA_GRAPH = "vision_encoder.onnx"
 CPU_GRAPH = "vision_encoder_cpu.onnx"
 FUSED_GRAPH = "vision_encoder_fused.onnx"
+GRAPHS: dict[VisionForm, str] = {"float16": CUDA_GRAPH, "float32": CPU_GRAPH, "fused": FUSED_GRAPH}
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -71,6 +73,9 @@ class VisionSession:
         """
         self.config = config
         self.device = device
+        graph = folder / GRAPHS[vision_form(folder, device, exact=exact)]
+        if graph.is_file():
+            check_graph(graph, config.vision.n_layers)
         if device.type == "cuda":
             assert device.index is not None, "loading.choose_device gives a CUDA device its index"
             limit = gpu_memory_limit(config) if gpu_mem_limit is None else gpu_mem_limit
@@ -132,7 +137,11 @@ class VisionSession:
         # What a picture took goes back to the system: the next one may be smaller, or long in coming.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         (embeddings,) = self._session.run(["embeddings"], {"pixels": pixels}, options)
-        assert embeddings.shape == (patches, self.config.decoder.dim)
+        if embeddings.shape != (patches, self.config.decoder.dim) or embeddings.dtype != np.float32:
+            raise ArtifactError(
+                f"the vision encoder gives {embeddings.dtype} {list(embeddings.shape)} for a picture, not "
+                f"float32 {[patches, self.config.decoder.dim]}; export the model again"
+            )
         return torch.from_numpy(embeddings)
 
     def _run_bound(self, pixels: NDArray[np.float32], patches: int) -> torch.Tensor:

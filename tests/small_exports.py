@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pixedge.artifact import MANIFEST, hash_file
 from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
+from pixedge.self_digest import KEY, UNSIGNED, sign
 from pixedge_export.checkpoint import Layout, save_checkpoint
 from pixedge_export.pipeline import Recipe, export
 from pixedge_export.safetensors_writer import save_tensors
@@ -81,9 +82,14 @@ def alter_shard(folder: Path, holds: str, change: Callable[[dict[str, Tensor]], 
 
 
 def alter_json(file: Path, change: Callable[[dict], None]) -> None:
+    """Let ``change`` alter a JSON file, and make its digest of itself right again."""
     data = json.loads(file.read_text(encoding="utf-8"))
     change(data)
-    file.write_text(json.dumps(data), encoding="utf-8")
+    if isinstance(data, dict) and KEY in data:
+        data[KEY] = UNSIGNED
+        file.write_bytes(sign(json.dumps(data).encode()))
+    else:
+        file.write_text(json.dumps(data), encoding="utf-8")
 
 
 def hash_again(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What quantisation cost, in numbers and pictures: export_report.json and export_report.html.
 
 They alone tell how long the export took and on which machine, so they alone differ when the same export is
-made again, and the manifest leaves them out.
+made again, and the manifest leaves them out: export_report.json has the page's digest, and its own.
 """
 
 import json
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from pixedge.artifact import MANIFEST, REPORT, REPORT_PAGE, REPORTS
+from pixedge.artifact import MANIFEST, REPORT, REPORT_PAGE, REPORTS, hash_file
 from pixedge.durable_file import publish
 from pixedge.machine import describe_machine
+from pixedge.self_digest import KEY, UNSIGNED
 from pixedge.tensor_shapes import DECODER, HEAD
 from pixedge_export.divergence import Divergence
 from pixedge_export.layers import LinearError
@@ -76,7 +77,7 @@ def write_report(folder: Path, report: Report) -> None:
     beside = folder / f"{REPORT_PAGE}.new"
     beside.write_text(render(data), encoding="utf-8")
     publish(beside, folder / REPORT_PAGE)
-    write_json(folder / REPORT, data)
+    write_json(folder / REPORT, data | {"page_sha256": hash_file(folder / REPORT_PAGE), KEY: UNSIGNED})
 
 
 def count_bytes(folder: Path) -> dict[str, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pixedge.artifact import FORMAT_VERSION, INDEX, MANIFEST, REPORTS, hash_file
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
 from pixedge.durable_file import publish
+from pixedge.self_digest import KEY, UNSIGNED, sign
 from pixedge.tensor_shapes import exported_shapes
 from pixedge_export.layers import STAGES, Recipe
 from pixedge_export.safetensors_header import read_header
@@ -99,11 +100,13 @@ def write_manifest(
         p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": hash_file(p, step)}
         for p in files
     }
-    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, **facts, "files": entries})
+    manifest = {"format_version": FORMAT_VERSION, **facts, "files": entries, KEY: UNSIGNED}
+    write_json(folder / MANIFEST, manifest)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON for people and programs, in one piece."""
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON for people and programs, in one piece, with its own digest where there is a place for it."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    beside.write_bytes(sign(text) if data.get(KEY) == UNSIGNED else text)
     publish(beside, path)

@@ -1,6 +1,7 @@
 """pixedge verify: passes on what was exported, and says what is wrong with anything else."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pixedge.artifact import INDEX, MANIFEST
-from pixedge.errors import ArtifactError
-from pixedge.verify import Check, verify_artifact
+from pixedge.artifact import INDEX, MANIFEST, open_artifact
+from pixedge.errors import ArtifactError, PixedgeError
+from pixedge.verify import Check, check_files, verify_artifact
 from pixedge_export.safetensors_writer import save_tensors
 from tests.small_exports import alter_json, alter_shard, hash_again, small_export
 
@@ -53,6 +54,24 @@ def test_what_was_exported_passes(original: Path) -> None:
     assert phases == ["hash", "weights", "vision"]
     done, total = max((done, total) for phase, done, total in steps if phase == "hash")
     assert done == total > 1_000_000
+
+
+def test_any_flipped_bit_in_any_file_is_found(original: Path, folder: Path) -> None:
+    """The manifest and the reports too, whose digests are in themselves: bits at random, and at both ends."""
+    draw = random.Random(0)
+    for file in sorted(folder.iterdir()):
+        clean = file.read_bytes()
+        for place in {0, len(clean) - 1, *(draw.randrange(len(clean)) for _ in range(8))}:
+            data = bytearray(clean)
+            data[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(data)
+            try:
+                found = check_files(open_artifact(folder))
+                assert not found.ok and file.name in found.detail, (file.name, place)
+            except PixedgeError:
+                continue  # the folder does not even open
+        file.write_bytes(clean)
+    assert check_files(open_artifact(folder)).ok
 
 
 @pytest.mark.parametrize(

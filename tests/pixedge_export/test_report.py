@@ -1,5 +1,6 @@
 """The report of a real export: where its bytes went, and that JSON, page and manifest agree."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pixedge.artifact import MANIFEST, REPORT, REPORT_PAGE, REPORTS, open_artifact
 from pixedge.packing import NIBBLES
+from pixedge.self_digest import KEY, is_as_signed
 from pixedge.tensor_shapes import expected_shapes, is_quantized
 from pixedge_export.divergence import Divergence
 from pixedge_export.layers import LinearError
@@ -109,6 +111,8 @@ def test_the_json_says_what_was_measured_and_where(tmp_path: Path) -> None:
     write_report(tmp_path, small_report())
     data = json.loads((tmp_path / REPORT).read_text(encoding="utf-8"))
     machine = data.pop("machine")
+    assert data.pop("page_sha256") == hashlib.sha256((tmp_path / REPORT_PAGE).read_bytes()).hexdigest()
+    assert is_as_signed((tmp_path / REPORT).read_bytes()) and len(data.pop(KEY)) == 64
     assert data == {
         "source": {"name": "a", "layout": "mistral", "sha256": "0" * 64},
         "recipe": {"method": "gptq", "group_size": 32},

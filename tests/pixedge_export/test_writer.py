@@ -115,7 +115,7 @@ def test_json_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(self: Path, *args: object, **options: object) -> None:
         raise OSError
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError):
         write_json(file, {})
     assert json.loads(file.read_bytes()) == {"text": "größer"}
