@@ -5,6 +5,7 @@ what it has of a file when a download stops, and 25 GB in one file must be able 
 """
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -28,6 +29,13 @@ from pixedge.terminal import size
 # Attempts in a row that bring no byte, and the longest wait between two of them in seconds.
 _ATTEMPTS: Final = 5
 _LONGEST_WAIT: Final = 8.0
+# A listing of Pixtral-12B has 3 KB, and one of ten thousand files some 3 MB.
+_MOST_LISTING_BYTES: Final = 16 << 20
+_LISTING_SECONDS: Final = 60.0
+_MOST_ERROR_BYTES: Final = 64 << 10
+_ERROR_SECONDS: Final = 5.0
+# What the sentences about refusals are made of.
+_ERROR_HEADERS: Final = ("X-Error-Code", "X-Error-Message", "x-request-id")
 _TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -102,22 +110,29 @@ class Repository:
         """
         revision = f"/revision/{quote(self.revision, safe='')}" if self.revision else ""
         try:
-            response = get_session().get(
+            with get_session().stream(
+                "GET",
                 f"{self._endpoint}/api/models/{self.repo_id}{revision}",
                 params={"blobs": True},
                 headers=self._headers,
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
-            )
-            hf_raise_for_status(response)
+            ) as response:
+                self._raise_for_status(response)
+                body = _read(response, _MOST_LISTING_BYTES, _LISTING_SECONDS)
         except (httpx2.HTTPError, httpx2.InvalidURL, OfflineModeIsEnabled) as error:
             raise self._translate(error, constants.HF_HUB_ETAG_TIMEOUT) from error
+        if body is None:
+            raise CheckpointError(
+                f"{self.host} sends more than {size(_MOST_LISTING_BYTES)} for the listing of "
+                f"{self.repo_id}, or takes more than {_LISTING_SECONDS:g} s for it; check HF_ENDPOINT"
+            )
         try:
-            data = response.json()
+            data = json.loads(body)
             files = [_remote_file(sibling) for sibling in data["siblings"]]
             commit = data["sha"]
             if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
                 raise ValueError(commit)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.host} does not answer as a hub does for {self.repo_id}; check HF_ENDPOINT, and "
                 "whether a proxy or a log-in page answers instead"
@@ -192,11 +207,11 @@ class Repository:
                 # This hub's ranges are not to be trusted, so the file starts again from its first byte.
                 part.unlink(missing_ok=True)
                 return
-            hf_raise_for_status(response)
+            self._raise_for_status(response)
             appends = response.status_code == 206
             done = have if appends else 0
             with part.open("ab" if appends else "wb") as out:
-                for chunk in response.iter_bytes():
+                for chunk in response.iter_raw():
                     if done + len(chunk) > file.size:
                         raise CheckpointError(
                             f"{self.host} sends more of {file.name} than the {size(file.size)} that its "
@@ -205,6 +220,26 @@ class Repository:
                     out.write(chunk)
                     done += len(chunk)
                     progress(done)
+
+    def _raise_for_status(self, response: httpx2.Response) -> None:
+        """Raise what the hub's library raises for a refusal, without reading all of what comes with it.
+
+        What is compressed is refused too: nothing was asked for in that form, and a few kilobytes of it can
+        be gigabytes.
+        """
+        if response.is_success:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise CheckpointError(
+                    f"{self.host} compresses what it sends, though it was asked not to; check HF_ENDPOINT "
+                    "and the proxy"
+                )
+            return
+        body = _read(response, _MOST_ERROR_BYTES, _ERROR_SECONDS)
+        headers = {name: response.headers[name] for name in _ERROR_HEADERS if name in response.headers}
+        short = httpx2.Response(
+            response.status_code, headers=headers, content=body or b"", request=response.request
+        )
+        hf_raise_for_status(short)
 
     def _may_pass(self, error: Exception) -> bool:
         """Tell whether the same request may succeed in a moment."""
@@ -266,6 +301,17 @@ class Repository:
         if status == 429:
             return UnreachableError(f"{self.host} has had too many requests from here (429); try again later")
         return UnreachableError(f"{self.host} is out of order ({status}); try again later")
+
+
+def _read(response: httpx2.Response, most: int, seconds: float) -> bytes | None:
+    """Read the body of an answer as it was sent; None where it is longer, or takes longer, than it may."""
+    end, parts, length = time.monotonic() + seconds, [], 0
+    for part in response.iter_raw():
+        parts.append(part)
+        length += len(part)
+        if length > most or time.monotonic() > end:
+            return None
+    return b"".join(parts)
 
 
 def _remote_file(sibling: Any) -> RemoteFile:

@@ -20,10 +20,8 @@ def sign(data: bytes) -> bytes:
 
 def is_as_signed(data: bytes) -> bool:
     """Tell whether text has a digest, and is what was signed."""
-    found = _PLACE.findall(data)
-    if len(found) != 1:
+    found = _PLACE.search(data)
+    if found is None or len(_PLACE.findall(data)) != 1:
         return False
-    return (
-        hashlib.sha256(_PLACE.sub(b'"digest": "%s"' % UNSIGNED.encode(), data)).digest().hex().encode()
-        == found[0]
-    )
+    unsigned = _PLACE.sub(b'"digest": "%s"' % UNSIGNED.encode(), data)
+    return hashlib.sha256(unsigned).hexdigest().encode() == found[1]

@@ -41,6 +41,12 @@ class LocalHub:
     # Every answer: a status and headers, or a body that no hub gives.
     refuses: tuple[int, dict[str, str]] | None = None
     babbles: bytes | None = None
+    # The status of every answer, whose body never ends: block after block; how many bytes were sent.
+    endless: int | None = None
+    block: bytes = b" " * (1 << 16)
+    sent: int = 0
+    # What every answer says it is compressed with.
+    encoding: str | None = None
     # The storage's answers, where large files lie.
     storage_refuses: int | None = None
     delay: threading.Event | None = None
@@ -92,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.delay.wait(5)
         if path.startswith("/storage/"):
             return self._storage(path.removeprefix("/storage/"))
+        if hub.endless is not None:
+            return self._send_without_end(hub.endless)
         if hub.refuses is not None:
             return self._answer(*hub.refuses)
         if hub.babbles is not None:
@@ -161,8 +169,24 @@ class _Handler(BaseHTTPRequestHandler):
             hub.cuts_left = None if hub.cuts_left is None else hub.cuts_left - 1
         return self._answer(status, headers, data[begin:], None if end is None else end - begin)
 
+    def _send_without_end(self, status):
+        self.send_response(status)
+        if self.hub.encoding is not None:
+            self.send_header("Content-Encoding", self.hub.encoding)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while self.hub.sent < 1 << 30:
+                self.wfile.write(self.hub.block)
+                self.hub.sent += len(self.hub.block)
+        except OSError:
+            pass
+
     def _answer(self, status, headers, body=b"", cut=None):
         self.send_response(status)
+        if self.hub.encoding is not None:
+            self.send_header("Content-Encoding", self.hub.encoding)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))

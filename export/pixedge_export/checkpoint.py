@@ -18,6 +18,7 @@ import torch
 
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
 from pixedge.errors import CheckpointError
+from pixedge.plain_name import is_plain_name
 from pixedge.section import read_json
 from pixedge_export.canonical import (
     expected_shapes,
@@ -225,7 +226,7 @@ def weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
         data: Any = read_json(index)
         weight_map = data.get("weight_map") if isinstance(data, dict) else None
         values = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        if not values or not all(isinstance(name, str) and Path(name).name == name for name in values):
+        if not values or not all(is_plain_name(name) for name in values):
             raise CheckpointError(f"{index} has no weight_map from tensors to file names; fetch it again")
         names = set(values)
     elif whole.is_file():

@@ -23,6 +23,7 @@ from pixedge.errors import ArtifactError, CheckpointError, ExportError, UsageErr
 from pixedge.loading import choose_device
 from pixedge.packing import BITS, QuantizedWeight, unpack_imported_gptq
 from pixedge.rope import rotary_1d
+from pixedge.section import read_json
 from pixedge.tensor_shapes import DECODER, HEAD
 from pixedge.tokenizer import Prompt, Tokenizer
 from pixedge_export.checkpoint import TOKENIZER_FILE
@@ -253,7 +254,7 @@ def _check_same_tokens(made: Path, found: Path, tekken: Path) -> None:
         return
     ours = json.loads(made.read_text(encoding="utf-8"))["model"]["vocab"]
     try:
-        theirs = json.loads(found.read_text(encoding="utf-8"))["model"]["vocab"]
+        theirs = read_json(found)["model"]["vocab"]
         wrong = [piece for piece, token in ours.items() if theirs.get(piece, token) != token]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{found} is not a tokenizer file ({error!r:.80}); fetch it again") from error
@@ -270,7 +271,7 @@ def _has_template(source: Path) -> bool:
         return True
     for name in ("tokenizer_config.json", "processor_config.json"):
         if (source / name).is_file():
-            data = json.loads((source / name).read_text(encoding="utf-8"))
+            data = read_json(source / name)
             if isinstance(data, dict) and data.get("chat_template"):
                 return True
     return False

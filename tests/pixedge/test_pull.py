@@ -2,10 +2,12 @@
 
 import doctest
 import errno
+import gzip
 import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -760,3 +762,43 @@ def test_the_local_hub_answers_as_huggingface_hub_expects(hub, tmp_path):
         assert hashlib.sha256(Path(file).read_bytes()).digest() == (
             hashlib.sha256(hub.repositories[REPO][name]).digest()
         )
+
+
+# Hubs that send without end
+
+
+def bomb(megabytes):
+    """Give so many megabytes of blanks, compressed to a thousandth."""
+    return gzip.compress(b" " * (megabytes << 20))
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_an_endless_answer_is_cut(hub, monkeypatch, status):
+    """Of a listing, and of the words beside a refusal: memory does not grow with what is sent."""
+    monkeypatch.setattr(hub_module, "_MOST_LISTING_BYTES", 1 << 20)
+    monkeypatch.setattr(hub_module.time, "sleep", lambda seconds: None)
+    hub.endless = status
+    said = sentence()
+    assert ("sends more than 1.0 MB for the listing" if status == 200 else f"({status})") in said
+    assert hub.sent < 32 << 20  # what lies in the buffers between the two
+
+
+def test_a_compressed_answer_is_refused(hub):
+    """It was asked for as it is; a few kilobytes can become gigabytes."""
+    hub.refuses = (200, {"Content-Encoding": "gzip"})
+    assert "compresses what it sends" in sentence()
+    hub.refuses = None
+    hub.encoding = "gzip"
+    assert "compresses what it sends" in sentence()
+
+
+def test_a_compressed_refusal_is_not_unpacked(hub):
+    hub.endless, hub.encoding, hub.block = 403, "gzip", bomb(64)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "(403)" in sentence()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48_000  # kB
+
+
+def test_a_deep_listing_is_no_listing(hub):
+    hub.babbles = b"[" * 1_000_000
+    assert "does not answer as a hub does" in sentence()
