@@ -1,82 +1,42 @@
 """Pictures from strangers: untrusted bytes to RGB under limits, and RGB to the encoder's pixels.
 
-    bytes ── size cap ── header: format, pixel cap ── decode ── upright, opaque, 8-bit RGB ── pixels [3, H, W]
+    bytes ── size cap ── format ── (another process: header, pixel cap ── decode ── upright RGB) ── [3, H, W]
 
-Pillow's format classes are called directly, on bytes held in memory, instead of through ``Image.open``:
-no other plugin (EPS starts Ghostscript) can run, no library opens a path or a URL by itself, and Pillow's
-decompression-bomb warning, whose only switch is one global for the whole process, is replaced by our own
-check of the header. Everything that goes wrong with a picture is an `ImageError` that names it.
+The decoders are Pillow's format classes, called directly on bytes held in memory (`pixedge.picture_formats`)
+instead of through ``Image.open``: no other plugin (EPS starts Ghostscript) can run, and no library opens a
+path or a URL by itself. They run in a process of their own with limits on memory and CPU time
+(`pixedge.picture_process`). Everything that goes wrong with a picture is an `ImageError` that names it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import io
 import stat
-import struct
-import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
 from pixedge.errors import ImageError, UsageError
 from pixedge.named_pipe import NamedPipe
 from pixedge.path_patterns import irregular
+from pixedge.picture_formats import READABLE, detect
+from pixedge.picture_process import PROCESSES, ProcessEndedError
 
 if TYPE_CHECKING:
     from pixedge.config import VisionConfig
 
-_LOADERS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-}
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_READABLE = "JPEG, PNG, WebP, GIF, TIFF, BMP or HEIC"
-
-# The file is damaged, so getting it again is what helps.
-_GET_AGAIN = "copy or download it again"
-
-# The last chunk of every PNG, with its checksum. Pillow does not miss it once it has the pixels.
-_PNG_END = b"IEND\xaeB`\x82"
-
 # ISO 32000-1, Annex H, note 13: readers accept the header anywhere within the first 1024 bytes.
 _PDF_HEADER_WITHIN = 1024
 
-# A progressive JPEG has about ten scans; each one walks the whole picture, so thousands of empty ones in a
-# small file would keep the decoder busy for hours.
-_MAX_JPEG_SCANS = 500
+# CLIP's, as mistral_common's DATASET_MEAN and DATASET_STD have them.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# Pillow remarks on broken metadata (EXIF above all) through UserWarning. That says nothing about the picture,
-# so it is hidden from people who have not asked for warnings: appended, any filter of theirs comes first.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin", append=True)
+# Larger pictures are resized in bands: in one piece they take 12 bytes a pixel as float32.
+_BANDS_ABOVE = 1 << 23
 
 
 class TooManyPixelsError(ImageError):
@@ -87,10 +47,7 @@ class TooManyPixelsError(ImageError):
 class ImageLimits:
     """What a picture may cost before it is decoded.
 
-    max_bytes: size of the file. max_pixels: width times height, of TIFF and GIF never more than Pillow's own
-    limit (89,478,485 unless changed), which Pillow enforces while it decodes these two. max_images: pictures
-    in one conversation. At the default limits a decoded picture takes up to 0.4 GB, and resizing it to the
-    encoder's size, which happens in float32, another 1.5 GB for that moment.
+    max_bytes: size of the file. max_pixels: width times height. max_images: pictures in one conversation.
     """
 
     max_bytes: int = 64 * 1024 * 1024
@@ -105,44 +62,70 @@ class ImageLimits:
             )
 
 
+@dataclass(frozen=True)
+class FittedPicture:
+    """A picture at the size at which the encoder looks at it.
+
+    size: width and height that the file has. pixels: as `to_pixels` makes them, float32 [3, H, W].
+    """
+
+    size: tuple[int, int]
+    pixels: np.ndarray
+
+
 def read_image(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) -> Image.Image:
     """Decode one picture: first frame, upright, over white, 8-bit RGB, without metadata.
 
-    source is the bytes of the file, its path, or a binary stream; name is what errors call it. Formats: JPEG,
-    PNG, WebP, GIF, TIFF, BMP, and HEIC where pillow_heif is installed. Grey of 16 or 32 bits and floats are
-    scaled to 8 bits, as `_grey_to_8_bits` says. Colour profiles are not applied.
+    source is the bytes of the file, its path, or a binary stream; name is what errors call it. Formats: those
+    of `pixedge.picture_formats`, HEIC where pillow_heif is installed. Grey of 16 or 32 bits and floats are
+    scaled to 8 bits, as `pixedge.picture_formats.grey` says. Colour profiles are not applied.
 
-    Raises ImageError for a missing, unreadable, empty, truncated, damaged or too large file, and for one that
-    is not a picture. The limits are checked before the file is read whole and before it is decoded.
+    Raises ImageError for a missing, unreadable, empty, truncated, damaged or too large file, for one that is
+    not a picture, and for one that takes more time or memory than its pixels are worth. The limits are
+    checked before the file is read whole and before it is decoded.
     """
+    _, width, height, content = _ask(source, name, limits, None)
+    return Image.frombytes("RGB", (width, height), content)
+
+
+def read_fitted(
+    source: bytes | Path | BinaryIO, name: str, limits: ImageLimits, image_size: int, patch_size: int
+) -> FittedPicture:
+    """Decode one picture and bring it to the encoder's size, all of that in the other process.
+
+    image_size: the longest side; patch_size: the sides become multiples of it. The other arguments and errors
+    are those of read_image.
+    """
+    _, width, height, content = _ask(source, name, limits, (image_size, patch_size))
+    across, down = image_grid(width, height, image_size, patch_size)
+    pixels = np.frombuffer(content, np.float32).reshape(3, down * patch_size, across * patch_size)
+    return FittedPicture((width, height), pixels)
+
+
+def _ask(
+    source: bytes | Path | BinaryIO, name: str, limits: ImageLimits, fit: tuple[int, int] | None
+) -> tuple[bytes, int, int, bytearray]:
+    """Check the bytes and have them decoded."""
     if not name.isprintable():
         name = ascii(name)
     data = read_bytes(source, name, limits)
     if not data:
-        raise ImageError(f"{name} is empty (0 bytes); give a picture in {_READABLE}")
-    kind = _kind(data)
-    if kind is None and is_document(data):
-        raise ImageError(f"{name} is a PDF, not a picture; give its pages as pictures")
-    if kind is None:
-        raise ImageError(f"{name} is not a picture that pixedge can read; give {_READABLE}")
-    if kind == "JPEG" and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
-        raise ImageError(
-            f"{name} has {scans} JPEG scans and the limit is {_MAX_JPEG_SCANS}; save it again as PNG"
-        )
-    loader = _heic_loader(name) if kind == "HEIC" else _LOADERS[kind]
+        raise ImageError(f"{name} is empty (0 bytes); give a picture in {READABLE}")
+    if detect(data) is None:
+        if is_document(data):
+            raise ImageError(f"{name} is a PDF, not a picture; give its pages as pictures")
+        raise ImageError(f"{name} is not a picture that pixedge can read; give {READABLE}")
     try:
-        return _decode(loader, kind, data, name, limits)
-    except ImageError:
-        raise
-    except _EndOfFile:
+        answer = PROCESSES.ask({"name": name, "limits": asdict(limits), "fit": fit}, data, limits.max_pixels)
+    except ProcessEndedError as error:
+        if error.over_time:
+            raise ImageError(f"{name} takes too long to decode for its size; save it again as PNG") from None
         raise ImageError(
-            f"{name} is truncated: the {kind} ends after {len(data):,} bytes; {_GET_AGAIN}"
+            f"{name} cannot be decoded (the library crashed or ran out of memory); save it again as PNG"
         ) from None
-    except MemoryError:
-        raise ImageError(f"{name} does not fit into memory while being decoded; make it smaller") from None
-    except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{name} cannot be decoded as {kind} ({reason}); {_GET_AGAIN}") from error
+    if answer[0] in (b"E", b"T"):
+        raise (TooManyPixelsError if answer[0] == b"T" else ImageError)(answer[3].decode("utf-8"))
+    return answer
 
 
 def read_bytes(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) -> bytes:
@@ -197,183 +180,9 @@ def _too_many_bytes(name: str, found: str, limits: ImageLimits) -> ImageError:
     return ImageError(f"{name} {found} and the limit is {limits.max_bytes:,}; make the file smaller")
 
 
-def _kind(data: bytes) -> str | None:
-    """Name the format by its first bytes; a file's name says nothing."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "TIFF"
-    if data[:2] == b"BM":
-        return "BMP"
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return "HEIC"
-    return None
-
-
 def is_document(data: bytes) -> bool:
     """Whether the bytes are a PDF, whatever their file is called; see pixedge.documents."""
     return b"%PDF-" in data[:_PDF_HEADER_WITHIN]
-
-
-def _heic_loader(name: str) -> type[ImageFile.ImageFile]:
-    try:
-        loader: type[ImageFile.ImageFile] = importlib.import_module("pillow_heif").HeifImageFile
-    except ImportError:
-        raise ImageError(
-            f"{name} is HEIC, which needs an extra package; run: pip install 'pixedge[heic]'"
-        ) from None
-    return loader
-
-
-class _EndOfFile(Exception):
-    """A decoder asked for bytes after the end."""
-
-
-class _Bytes(io.BytesIO):
-    """The file in memory; reading on at its end is an error.
-
-    Pillow notices a short file too, but keeps silent when ImageFile.LOAD_TRUNCATED_IMAGES is set, and any
-    library in the process may set it. No format's decoder reads on where the file is whole.
-    """
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if not data and size is not None and size > 0:
-            raise _EndOfFile
-        return data
-
-
-def _decode(
-    loader: type[ImageFile.ImageFile], kind: str, data: bytes, name: str, limits: ImageLimits
-) -> Image.Image:
-    if kind in ("WebP", "GIF"):  # both plugins act on the size while they open the file
-        _check_pixels(_webp_size(data) if kind == "WebP" else _gif_size(data), kind, name, limits)
-    elif kind == "PNG" and _PNG_END not in data:
-        raise _EndOfFile
-    with loader(_Bytes(data)) as image:
-        _check_pixels(image.size, kind, name, limits)
-        if kind == "TIFF" and isinstance(image, TiffImagePlugin.TiffImageFile):
-            tile = (
-                image.tag_v2.get(322, 1),
-                image.tag_v2.get(323, 1),
-            )  # TileWidth, TileLength: one is decoded whole
-            _check_pixels(tile, kind, name, limits)
-        # How the file stores a sample; known only until the pixels are loaded.
-        stored = image.tile[0].args if kind == "PNG" and image.tile else None
-        image.load()
-        if "transparency" in image.info:
-            image.info["transparency"] = _scaled_colour_key(image.info["transparency"], stored)
-        orientation = _orientation(image)
-        rgb = _to_rgb(image, name)
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    rgb.info.clear()
-    return rgb
-
-
-def _check_pixels(size: tuple[int, int] | None, kind: str, name: str, limits: ImageLimits) -> None:
-    limit = limits.max_pixels
-    if kind in ("TIFF", "GIF") and Image.MAX_IMAGE_PIXELS is not None:
-        limit = min(limit, Image.MAX_IMAGE_PIXELS)  # Pillow warns beyond this while decoding these two
-    if size is not None and size[0] * size[1] > limit:
-        raise TooManyPixelsError(
-            f"{name} has {size[0] * size[1]:,} pixels ({size[0]} x {size[1]}) and the limit is {limit:,}; "
-            "make the picture smaller"
-        )
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Canvas size from a WebP header (RFC 9649); None where it is damaged, for the decoder to report."""
-    if int.from_bytes(data[4:8], "little") + 8 > len(data):
-        raise _EndOfFile
-    if len(data) < 30:
-        return None
-    if data[12:16] == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", data[26:30])
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _gif_size(data: bytes) -> tuple[int, int] | None:
-    """Size that holds a GIF's screen and its first frame; None where it is damaged."""
-    try:
-        width, height, flags = struct.unpack_from("<HHB", data, 6)
-        at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-        while data[at] != 0x2C:  # until the first image descriptor
-            at += 1
-            if data[at - 1] == 0x21:  # an extension: a label, then blocks up to an empty one
-                at += 1
-                while data[at]:
-                    at += 1 + data[at]
-                at += 1
-        left, top, frame_width, frame_height = struct.unpack_from("<4H", data, at + 1)
-    except (IndexError, struct.error):
-        return None
-    return max(width, left + frame_width), max(height, top + frame_height)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8. Damaged metadata does not make a picture unusable."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:
-        return 1
-
-
-def _scaled_colour_key(key: Any, stored: Any) -> Any:
-    """Bring a PNG's transparent colour (tRNS) to the range that Pillow expands the samples to."""
-    if stored == "RGB;16B":  # Pillow keeps the high bytes only, so colours that share them go together
-        return tuple(value >> 8 for value in key)
-    if stored in ("L;2", "L;4"):
-        return key * (85 if stored == "L;2" else 17)
-    return key
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)  # [height, width]
-        grey = _grey_to_8_bits(values, image.mode, name)
-        if "transparency" in image.info:
-            grey[values == image.info["transparency"]] = 255
-        return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _grey_to_8_bits(values: np.ndarray, mode: str, name: str) -> np.ndarray:
-    """Scale deep grey values to uint8, same shape.
-
-    16-bit values keep their full range, 65535 -> 255. 32-bit integers are taken as 8-bit or 16-bit values
-    where they fit, and floats between 0 and 1 as shares of white; anything else is spread between its own
-    least and greatest value. Raises ImageError for NaN and infinity.
-    """
-    if mode.startswith("I;16"):
-        table = np.rint(np.arange(65536) / 257).astype(np.uint8)
-        return np.take(table, values)
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ImageError(f"{name} has pixels that are not numbers (NaN or infinity); save it as 8-bit PNG")
-    for white in (1.0,) if mode == "F" else (255.0, 65535.0):
-        if low >= 0 and high <= white:
-            low, high = 0.0, white
-            break
-    scaled = values.astype(np.float64)
-    scaled -= low
-    scaled *= 255 / ((high - low) or 1.0)
-    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def image_grid(width: int, height: int, image_size: int, patch_size: int) -> tuple[int, int]:
@@ -391,20 +200,53 @@ def image_grid(width: int, height: int, image_size: int, patch_size: int) -> tup
 def to_pixels(image: Image.Image, vision: VisionConfig, max_image_size: int | None = None) -> np.ndarray:
     """Resize and normalise an RGB picture: float32 [3, H, W], C-contiguous, H and W multiples of the patch.
 
-    The resizing (bicubic, to whole patches) and the normalisation (CLIP's mean and deviation) are
-    mistral_common's own, so pixels are those that the tokenizer makes. max_image_size lowers the encoder's
-    longest side further, to spend fewer tokens; a greater value changes nothing. Raises UsageError where it
-    is less than 1.
+    max_image_size lowers the encoder's longest side further, to spend fewer tokens; a greater value changes
+    nothing. Raises UsageError where it is less than 1.
     """
-    # Brings OpenCV in, which only this function needs.
-    from mistral_common.tokens.tokenizers.image import transform_image
-
     if max_image_size is not None and max_image_size < 1:
         raise UsageError(f"The largest image size is {max_image_size}; give at least 1 pixel")
     image_size = min(max_image_size or vision.image_size, vision.image_size)
-    across, down = image_grid(image.width, image.height, image_size, vision.patch_size)
-    pixels = transform_image(image, (across * vision.patch_size, down * vision.patch_size))
-    return np.ascontiguousarray(pixels, dtype=np.float32)
+    return fit_pixels(image, image_size, vision.patch_size)
+
+
+def fit_pixels(image: Image.Image, image_size: int, patch_size: int) -> np.ndarray:
+    """Resize an RGB picture (bicubic, to whole patches) and normalise it by CLIP's mean and deviation.
+
+    Returns float32 [3, H, W], the pixels that mistral_common's tokenizer makes; above 8 megapixels they may
+    differ in the last bit, because such a picture is resized in bands.
+    """
+    import cv2
+
+    across, down = image_grid(image.width, image.height, image_size, patch_size)
+    width, height = across * patch_size, down * patch_size
+    if image.width * image.height <= _BANDS_ABOVE:
+        whole = np.asarray(image, np.float32)
+        pixels = cv2.resize(whole, (width, height), interpolation=cv2.INTER_CUBIC).transpose(2, 0, 1)
+    else:
+        pixels = np.stack([_resize_channel(image, channel, width, height) for channel in range(3)])
+    pixels = pixels / np.float32(255)
+    pixels -= np.array(_MEAN, np.float32)[:, None, None]
+    pixels /= np.array(_DEVIATION, np.float32)[:, None, None]
+    return np.ascontiguousarray(pixels, np.float32)
+
+
+def _resize_channel(image: Image.Image, channel: int, width: int, height: int) -> np.ndarray:
+    """Resize one channel, its longer side first and in bands: float32 [height, width]."""
+    import cv2
+
+    tall = image.height > image.width
+    long, short = max(image.size), min(image.size)
+    narrow = np.empty((height, short) if tall else (short, width), np.float32)
+    lines = max(1, _BANDS_ABOVE // long)
+    for start in range(0, short, lines):
+        end = min(start + lines, short)
+        box = (start, 0, end, long) if tall else (0, start, long, end)
+        band = np.asarray(image.crop(box).getchannel(channel), np.float32)
+        size = (end - start, height) if tall else (width, end - start)
+        place = (slice(None), slice(start, end)) if tall else (slice(start, end),)
+        narrow[place] = cv2.resize(band, size, interpolation=cv2.INTER_CUBIC)
+    resized: np.ndarray = cv2.resize(narrow, (width, height), interpolation=cv2.INTER_CUBIC)
+    return resized
 
 
 def pixel_hash(pixels: np.ndarray) -> str:

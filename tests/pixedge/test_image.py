@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, features
+from PIL import Image, features
 
 from pixedge.config import VisionConfig
 from pixedge.errors import ImageError, UsageError
@@ -26,6 +26,7 @@ from pixedge.image import (
     read_image,
     to_pixels,
 )
+from pixedge.picture_decoder import decode_picture
 
 # Pillow must neither warn about a picture that is read nor about one that is refused.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -317,8 +318,8 @@ def test_damaged_exif_neither_stops_nor_speaks(capfd):
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])
 def test_heic_without_its_package_names_the_extra(brand, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    text = refusal(b"\0\0\0\x18ftyp" + brand + b"\0" * 40, "phone.heic")
-    assert "pip install 'pixedge[heic]'" in text
+    with pytest.raises(ImageError, match=re.escape("pip install 'pixedge[heic]'")):
+        decode_picture(b"\0\0\0\x18ftyp" + brand + b"\0" * 40, "phone.heic", LIMITS)
 
 
 def test_heic():
@@ -390,8 +391,8 @@ def test_text_is_not_a_picture(tmp_path):
     "data",
     [
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        b"P6 1 1 255\n\0\0\0",
-        b"\0\0\0\x18ftypavif" + b"\0" * 20,
+        b"P7\nWIDTH 1\nHEIGHT 1\n",
+        b"\0\0\0\x0cjP  \r\n\x87\n",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"\0\0\1\0\1\0",
     ],
@@ -468,15 +469,12 @@ def test_bombs_are_refused_by_their_header(kind, width, height):
 def test_pillows_own_limit_is_neither_used_nor_changed(kind):
     """9,500 x 10,000 passes our limit, and Pillow would warn of it: only the missing pixels are an error."""
     before = Image.MAX_IMAGE_PIXELS
-    if kind == "JPEG":  # libjpeg fills up what the claim promises
+    if kind == "GIF":  # the screen may be larger than its frame
         assert read(claim(kind, 9_500, 10_000)).size == (9_500, 10_000)
         return
     text = refusal(claim(kind, 9_500, 10_000))
     assert before == Image.MAX_IMAGE_PIXELS
-    if kind in ("TIFF", "GIF", "GIF-frame"):  # Pillow checks these while decoding, so its limit comes first
-        assert f"95,000,000 pixels (9500 x 10000) and the limit is {before:,}" in text
-    else:
-        assert "pixels" not in text
+    assert "pixels" not in text
 
 
 def test_a_tiff_tile_counts_as_pixels():
@@ -487,29 +485,28 @@ def test_a_tiff_tile_counts_as_pixels():
 def test_jpeg_scans_are_limited():
     at = ALL["JPEG-progressive"].index(b"\xff\xda")
     data = ALL["JPEG-progressive"][:at] + b"\xff\xda\0\x08\1\1\0\1\1\0" * 1000
-    assert "1000 JPEG scans and the limit is 500" in refusal(data)
+    assert "more than 100 JPEG scans" in refusal(data)
 
 
-def test_compressed_text_in_a_png_is_limited():
-    bomb = zlib.compress(b"x" * (80 << 20), 9)
-    for text in (chunk(b"zTXt", b"Comment\0\0" + bomb), chunk(b"iTXt", b"Comment\0\1\0\0\0" + bomb)):
-        assert len(text) < 100_000
-        assert "cannot be decoded as PNG" in refusal(png(1, 1, 8, 0, b"\0\0", text))
-
-
-@pytest.mark.parametrize("tolerant", [False, True])
 @pytest.mark.parametrize("kind", ALL)
-def test_truncated_files_are_refused(kind, tolerant, monkeypatch, capfd):
-    """Even where another library has told Pillow to fill up what is missing."""
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+def test_truncated_files_are_refused(kind, capfd):
     data = ALL[kind]
     whole = len(data)
     cuts = {1, 3, 9, 13, 20, 31, 60, whole // 8, whole // 4, whole // 2, whole * 3 // 4, whole * 9 // 10}
-    cuts |= {whole - 12} if kind == "GIF" else {whole - 12, whole - 2}  # one byte may be padding
-    for cut in sorted(cuts):
+    # what ends these holds no pixels: IEND with checksums, the end marker, the trailer, padding
+    unneeded = {"PNG": 22, "JPEG": 2, "JPEG-progressive": 2, "GIF": 2, "BMP": 1}.get(kind, 0)
+    for cut in sorted(cuts | {whole - unneeded - 3, whole - unneeded - 1}):
         refusal(data[:cut])
-    assert np.array_equal(read(data).size, picture().size)
+    for cut in range(whole - unneeded + 2, whole):
+        assert np.array_equal(read(data[:cut]), read(data)), cut
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_what_follows_a_picture_is_not_looked_at(kind):
+    """Cameras and phones append films and previews to their pictures."""
+    for more in (b"\xff\xd9\0\xff\xe1\xff\xff", b"RIFF\xff\xff\xff\xffWEBP", os.urandom(5000), ALL[kind]):
+        assert np.array_equal(read(ALL[kind] + more), read(ALL[kind]))
 
 
 def test_truncation_is_called_by_its_name():
@@ -639,6 +636,13 @@ def test_pixels_are_those_of_the_tokenizer(size):
     assert pixels.shape == (3, down * 16, across * 16)
     assert golden.tokens.count(10) == across * down
     assert golden.tokens.count(12) == down - 1 and golden.tokens.count(13) == 1
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (2500, 3400), (5_000_000, 2), (2, 5_000_000)])
+def test_pixels_of_a_large_picture_are_those_of_the_tokenizer_but_for_the_last_bit(size):
+    """It is resized in bands, which OpenCV's own code does to the bit and Intel's, in it, nearly."""
+    image = noise(*size)
+    assert np.abs(to_pixels(image, vision()) - encoded(image, 1024, 16).image).max() < 2e-6
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(64, 16), (336, 14), (1540, 14), (96, 16)])
