@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from pixedge import picture_formats
 from pixedge.batch.item import Asked, Item
 from pixedge.commands.pictures import expand_sources, is_url, note_left_out, read_source
 from pixedge.documents import choose_pages, count_pages, split_pages
@@ -20,10 +21,7 @@ from pixedge.model import Model
 from pixedge.path_patterns import irregular, natural_key
 from pixedge.sampling import SamplingParams
 
-ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
-    *(".heic", ".heif", ".hif", ".pdf"),
-)
+ENDINGS = {*picture_formats.ENDINGS, ".pdf"}
 """What files in a folder are asked about, by the endings of their names."""
 
 

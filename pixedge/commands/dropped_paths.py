@@ -12,11 +12,9 @@ from urllib.parse import unquote
 
 from pixedge.errors import ImageError
 from pixedge.path_patterns import is_pattern, match_pattern, natural_key
+from pixedge.picture_formats import ENDINGS
 
-_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-    | {".heic", ".heif", ".avif", ".pdf"}
-)
+_SUFFIXES = ENDINGS | {".pdf"}
 # What people drop and pixedge does not read: an error says so, and the name is not sent as text.
 _UNREADABLE = frozenset(
     {".svg", ".svgz", ".ico", ".psd", ".xcf", ".eps", ".ai", ".jp2", ".j2k", ".jxl", ".tga", ".dds", ".exr"}

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixedge.picture_formats import ENDINGS, FORMATS, READABLE
+
 _FILE = Path(__file__).with_name("page.html")
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -26,7 +28,9 @@ class Page:
 
 def load_page() -> Page:
     """Read the page and compute its headers."""
+    accept = ",".join([*(media for each in FORMATS for media in each.media_types), *sorted(ENDINGS)])
     body = _FILE.read_bytes()
+    body = body.replace(b"{{accept}}", accept.encode()).replace(b"{{readable}}", READABLE.encode())
     hashes: dict[bytes, list[str]] = {b"script": [], b"style": []}
     for kind, text in _INLINE.findall(body):
         hashes[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'")
