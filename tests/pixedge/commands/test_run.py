@@ -449,7 +449,7 @@ def test_a_bad_picture_is_found_before_the_model_is_loaded(
 
 def test_a_truncated_picture_is_not_answered(ask, model, picture):
     file = picture()
-    file.write_bytes(file.read_bytes()[:-20])
+    file.write_bytes(file.read_bytes()[:-30])
     refused(ask("--image", file, "What?"), r"red\.png is truncated", model, exit_code=1)
 
 
