@@ -35,14 +35,15 @@ MAX_RULES = 500
 """Rules and tokens of a grammar."""
 
 _PIECES = re.compile(
-    r"\\[pPx]\{[^{}]*\}|\\.|\((?:\?[^:()]*:)?|\)|\{(?P<low>\d*)(?P<comma>,?)(?P<high>\d*)\}|[*+?]|\[|.",
+    r"\\[pPx]\{[^{}]*\}|\\.|\((?:\?[^:()]*:)?|\)|\{(?P<low>\d*+)(?P<comma>,?)(?P<high>\d*+)\}|[*+?]|\[|.",
     re.DOTALL,
 )
 _CLASS_PIECES = re.compile(r"\\.|[\[\]]", re.DOTALL)
-# Strings, comments and regular expressions of a grammar.
-LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
+# Strings, comments and regular expressions of a grammar. One without an end goes to the end of its line: else
+# the search would begin again at each of its marks, and take a time that is the square of its length.
+LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*+"?|//[^\n]*|/(?:\\.|[^/\\\n])++/?')
 _JSON = re.compile(r"%(json|regex|llguidance)\s*")
-_NAMES = re.compile(r"(\{ ?\d* ?,? ?\d* ?\})|[\w-]+|\[[^\]]{0,200}\]")
+_NAMES = re.compile(r"(\{ ?\d*+ ?,? ?\d*+ ?\})|[\w-]+|\[[^\]]{0,200}\]")
 _DOTS = re.compile(r"~\s*(\d+)\s*(?:\.\.\s*(\d+))?")
 
 
@@ -142,6 +143,10 @@ def _check_counts(place: str, schema: dict[str, Any]) -> None:
             raise UsageError(
                 f"the schema's {keyword!r} at {place} is above {MAX_LEAST:,}, which no answer holds; use less"
             )
+    for keyword in ("required", "type"):  # whether they repeat takes long to find out among mixed values
+        names = schema.get(keyword)
+        if isinstance(names, list) and not all(isinstance(name, str) for name in names):
+            raise UsageError(f"the schema is wrong in {keyword!r} at {place}: it lists what is not a string")
     patterns = schema.get("patternProperties")
     for pattern in [schema.get("pattern"), *(patterns if isinstance(patterns, dict) else ())]:
         if isinstance(pattern, str):

@@ -71,6 +71,14 @@ def _classes(rng: random.Random) -> str:
     return rng.choice([f"[{inner}]{_repeat(rng, 3_000)}", nots, f"(?i)({'|'.join(inner)}){_repeat(rng, 99)}"])
 
 
+def _marks(rng: random.Random) -> str:
+    return rng.choice(["(", "(?", "[", "a{1" + "1" * 9, "\\p{", "{,", "(?x", "[^"]) * _size(rng, 20_000)
+
+
+def _digits(rng: random.Random) -> str:
+    return f"{rng.choice(_ATOMS)}{{{'1' * _size(rng, 99_000)}{rng.choice(['', ',', '}', ',5}'])}"
+
+
 # Schemas
 
 
@@ -225,6 +233,12 @@ def _values(rng: random.Random) -> Any:
     return rng.choice([{"enum": values}, {"items": {"enum": values}, "minItems": 3}, {"const": values}])
 
 
+def _lists(rng: random.Random) -> Any:
+    count = _size(rng, 4_000)
+    names = [name for at in range(count) for name in (at, f"a{at}", [at])]
+    return {rng.choice(["required", "type", "enum", "examples"]): names}
+
+
 # Grammars
 
 
@@ -315,6 +329,11 @@ def _options(rng: random.Random) -> str:
     )
 
 
+def _no_end(rng: random.Random) -> str:
+    mark = rng.choice(['"', "/", "[", "~", "{", "%json ", "<", "#", "//", "("])
+    return f"start: {mark}" + rng.choice([f"\\{mark}", mark, f"a{mark}", "1", " ", "\n"]) * _size(rng, 45_000)
+
+
 def _nonsense(rng: random.Random) -> str:
     pieces = [
         "start",
@@ -363,6 +382,9 @@ def _add(kind: Kind, *makers: Callable[[random.Random], Any]) -> None:
         _MAKERS[name] = lambda rng, maker=maker: (kind, maker(rng))  # type: ignore[misc]
 
 
+_add("regex", _marks, _digits)
+_add("schema", _lists)
+_add("lark", _no_end)
 _add("regex", _many_of_one, _many_of_all, _nested_repeats, _doubling, _groups, _alternatives, _classes)
 _add("schema", _reference_chain, _reference_tree, _deep, _counts, _strings, _patterns, _any_of_patterns)
 _add("schema", _numbers, _properties, _any_of_objects, _all_of_any, _values)

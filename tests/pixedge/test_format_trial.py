@@ -103,6 +103,24 @@ def test_what_is_within_the_bounds_is_taken(kind, text):
     vocabulary().constraint(AnswerFormat(kind, text))
 
 
+@pytest.mark.parametrize(
+    "kind, text",
+    [
+        ("lark", 'start: "' + '\\"' * 40_000),
+        ("lark", "start: /" + "\\/" * 40_000),
+        ("lark", 'start: "a"{' + "1" * 90_000),
+        ("regex", "a{" + "1" * 90_000),
+        ("schema", json.dumps({"type": [name for at in range(4000) for name in (at, f"a{at}")]})),
+    ],
+)
+def test_reading_a_format_takes_time_in_proportion_to_its_length(kind, text):
+    """Strings without an end, long counts and mixed lists took its square: 50 s at the longest."""
+    start = time.process_time()
+    with pytest.raises(UsageError):
+        AnswerFormat(kind, text)
+    assert time.process_time() - start < 1
+
+
 # The trial
 
 
@@ -313,7 +331,7 @@ def resident() -> float:
 def test_hostile_formats():
     vocabulary(DEMO_TEKKEN)._tokenizer()
     cost = Cost()
-    for seed in range(64):
+    for seed in range(72):
         cost.take(seed, DEMO_TEKKEN)
     assert cost.refused > 5 and cost.served > 5
     print(cost.row())
