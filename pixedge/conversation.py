@@ -22,12 +22,13 @@ class Attachment:
 class Exchange:
     """A question with the pictures before it, and its answer.
 
-    tokens: of the whole conversation up to here, as the model counted them; None where it has not.
+    Read from a transcript, one of them may be None: messages of one role follow each other, or the assistant
+    begins. tokens: of the whole conversation up to here, as the model counted them; None where it has not.
     """
 
-    question: str
+    question: str | None
     attachments: tuple[Attachment, ...]
-    answer: str
+    answer: str | None
     tokens: int | None = None
 
 
@@ -55,8 +56,10 @@ class Conversation:
         if self.system is not None:
             messages.append({"role": "system", "content": self.system})
         for each in self.exchanges:
-            messages.append(_user_message(each.question, each.attachments))
-            messages.append({"role": "assistant", "content": each.answer})
+            if each.question is not None:
+                messages.append(_user_message(each.question, each.attachments))
+            if each.answer is not None:
+                messages.append({"role": "assistant", "content": each.answer})
         return [*messages, _user_message(question, tuple(self.waiting))]
 
     def add(self, question: str, answer: str, tokens: int | None = None) -> None:

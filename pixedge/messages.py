@@ -3,10 +3,15 @@
 Three spellings are read: dicts as in OpenAI's chat API, the same with {"type": "image", "image": …} parts
 that hold a PIL image, the bytes of a file or a pathlib.Path, and mistral_common's message objects. No address
 is ever opened here: a picture behind http(s): or file: is refused, and a plain string is never a path.
+
+Messages of one role may follow each other, an assistant may begin, and a message may be empty: mistral_common
+joins them in the tokenizer, and what it refuses is refused here, with the message's index.
 """
 
 import base64
 import binascii
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +34,28 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = str | Image.Image
 Messages: TypeAlias = Sequence[Mapping[str, Any] | SystemMessage | UserMessage | AssistantMessage]
 
+IGNORED = (
+    *("name", "id", "timestamp", "created", "created_at", "createdAt", "updated_at", "updatedAt", "date"),
+    *("uuid", "message_id", "messageId", "parent_id", "parentId", "childrenIds", "trace_id", "traceId"),
+    *("chat_id", "session_id", "conversation_id", "model", "models", "agent", "author", "sender"),
+    *("status", "metadata", "opts", "usage", "annotations", "weight", "cache_control", "finish_reason"),
+)
+"""Fields of a message that may hold anything: OpenAI's own, and what clients keep beside their messages."""
+
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-_KEYS = {"role", "content", "prefix"}
+_KEYS = {"role", "content", "prefix", "refusal", *IGNORED}
 _EXIF_ORIENTATION = 0x0112
+
+# What may stand around and within base64, and what it may be written with.
+_BASE64_HEADER = re.compile(r";\s*base64\s*$", re.IGNORECASE)
+_BLANKS = " \t\r\n\f"
+_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%20": "", "%09": "", "%0A": "", "%0D": ""}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: text and pictures in the order given, none of them empty.
+    """One message: text and pictures in the order given; without parts it is empty.
 
     prefix marks a last assistant turn that the model is to continue.
     """
@@ -54,8 +73,8 @@ class Turn:
 def read_messages(messages: Messages, limits: ImageLimits | None = None) -> tuple[Turn, ...]:
     """Check a conversation and decode its pictures under limits.
 
-    System messages come first, then user and assistant take turns, and the last turn is the user's or an
-    assistant's with "prefix": True. Pictures belong to user turns.
+    Any order that mistral_common takes: only a system message cannot follow an assistant's, and an assistant
+    message at the end needs "prefix": True and one before it. Pictures belong to user messages.
 
     Raises MessageError, which names the message by its index from 0, and ImageError for an unusable picture.
     """
@@ -83,10 +102,13 @@ def _turn(index: int, message: object, pictures: "_Pictures") -> Turn:
     where = f"message {index}"
     fields = _fields(where, message)
     role = fields.get("role")
+    if role == "developer":  # OpenAI's newer name
+        role = "system"
     if role not in _ROLES:
         raise MessageError(f"{where} has the role {shown(role)}; use system, user or assistant")
     for key, value in fields.items():
-        if key not in _KEYS and value is not None:
+        empty = value is None or value is False or value in ("", [], {}, ())
+        if key not in _KEYS and not empty:
             raise MessageError(
                 f"{where} has the field {shown(key)}, which pixedge does not support; leave it out"
             )
@@ -97,18 +119,16 @@ def _turn(index: int, message: object, pictures: "_Pictures") -> Turn:
         raise MessageError(f"{where} has prefix {shown(prefix)}; use True or False")
 
     content = fields.get("content")
+    if content is None and role == "assistant":
+        content = fields.get("refusal") or ""  # OpenAI's place for an answer that declines
     if isinstance(content, str):
-        content = [content]
+        content = [content] if content else []
     if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
         raise MessageError(
             f"{where} has content of type {type(content).__name__}; give a string or a list of parts"
         )
     parts = [_part(f"{where}, part {at}", part, role, pictures) for at, part in enumerate(content)]
-    # Empty text parts carry nothing; clients send them beside a lone picture.
-    kept = tuple(part for part in parts if part != "")
-    if not kept:
-        raise MessageError(f"{where} ({role}) is empty; give it text or a picture")
-    return Turn(role, kept, prefix)
+    return Turn(role, tuple(parts), prefix)
 
 
 def _fields(where: str, message: object) -> Mapping[str, Any]:
@@ -222,30 +242,42 @@ def _data_url_bytes(where: str, url: object) -> bytes:
     """Give the bytes inside data:…;base64,…; anything that would have to be opened is refused."""
     if not isinstance(url, str):
         raise MessageError(f"{where} has an image_url of type {type(url).__name__}; give a data: URL")
-    scheme, colon, _ = url.partition(":")
+    url = url.strip()
+    scheme, colon, _ = url[:10].partition(":")
     if not colon or scheme.lower() != "data":
         raise MessageError(
             f"{where} points to {shown(url)}, which pixedge does not open; fetch the picture first and pass"
-            " its bytes, or a data: URL"
+            f" its bytes, or a data: URL{hint_for_base64(url)}"
         )
     return decode_data_url(where, url)
+
+
+def hint_for_base64(url: str) -> str:
+    """Say what belongs in front of base64 where an address has no scheme; nothing where it has one."""
+    return "" if ":" in url[:20] else "; in front of base64 put data:image/png;base64,"
 
 
 def decode_data_url(where: str, url: str, most: int | None = None) -> bytes:
     """Give the bytes inside data:…;base64,… of the message part ``where``, at most ``most`` of them.
 
+    White space, missing padding, percent-encoding and the alphabet with - and _ are read, as browsers do.
+
     Raises MessageError for what is not base64, ImageError for more bytes, before they are decoded.
     """
     header, comma, payload = url.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
+    if not comma or _BASE64_HEADER.search(header[-40:]) is None:
         raise MessageError(f"{where} has a data: URL without ;base64,; encode the picture's bytes in base64")
-    size = len(payload) // 4 * 3 - payload[-2:].count("=")
+    if "%" in payload:  # these alone, which needs no list of pieces as unquote does
+        for escape, character in _ESCAPES.items():
+            payload = payload.replace(escape, character).replace(escape.lower(), character)
+    size = (len(payload) - sum(map(payload.count, _BLANKS)) - payload[-4:].count("=")) * 3 // 4
     if most is not None and size > most:
         raise ImageError(
             f"the picture of {where} has {size:,} bytes and the limit is {most:,}; make the picture smaller"
         )
     try:
-        return base64.b64decode(payload, validate=True)
+        data = payload.encode("ascii").translate(_ALPHABET, _BLANKS.encode()).rstrip(b"=")
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise MessageError(
             f"{where} has a data: URL that is not valid base64; encode the picture's bytes again"
@@ -253,29 +285,28 @@ def decode_data_url(where: str, url: str, most: int | None = None) -> bytes:
 
 
 def _check_order(turns: tuple[Turn, ...]) -> None:
-    start = next((index for index, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    if start == len(turns):
-        raise MessageError(f"message {start - 1} is the last and a system message; add a user message")
-    for index, turn in enumerate(turns[start:], start):
-        expected: Role = "user" if (index - start) % 2 == 0 else "assistant"
-        if turn.role == "system":
-            raise MessageError(f"message {index} is a system message in the middle of the talk; put it first")
-        if turn.role != expected:
-            raise MessageError(
-                f"message {index} is {_owner(turn.role)}, but {_owner(expected)} is due: they take turns, and"
-                " the user begins"
-            )
-        if turn.prefix and index != len(turns) - 1:
+    """Refuse what mistral_common refuses in every version of its templates."""
+    for index, (turn, after) in enumerate(zip(turns, (*turns[1:], None), strict=True)):
+        if turn.prefix and after is not None:
             raise MessageError(
                 f"message {index} has prefix set but is not the last; only the last is continued"
             )
-    last = turns[-1]
-    if last.role == "assistant" and not last.prefix:
-        raise MessageError(
-            f"message {len(turns) - 1} is the last and the assistant's; add a user message, or set"
-            " 'prefix': True to have it continued"
-        )
-
-
-def _owner(role: Role) -> str:
-    return "the user's" if role == "user" else "the assistant's"
+        if turn.role != "assistant":
+            continue
+        if after is not None and after.role == "system":
+            raise MessageError(
+                f"message {index + 1} is a system message after the assistant's; put it before a user message"
+            )
+        if after is None and not turn.prefix:
+            raise MessageError(
+                f"message {index} is the last and the assistant's; add a user message, or set"
+                " 'prefix': True to have it continued"
+            )
+        if after is None and index == 0:
+            raise MessageError("message 0 is the assistant's and the only one; put a user message before it")
+    at = 0
+    for role, group in itertools.groupby(turns, lambda turn: turn.role):
+        run = list(group)
+        if role == "assistant" and not any(part for turn in run for part in turn.parts):
+            raise MessageError(f"message {at} (assistant) is empty; give it text, or leave it out")
+        at += len(run)

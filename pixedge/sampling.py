@@ -5,7 +5,9 @@ min-p, top-k, top-p, then the draw. Log-probabilities are those of the model's o
 it; where an answer has a format, those among the tokens that it allows.
 """
 
+import contextlib
 import math
+import reprlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -177,7 +179,8 @@ class Sampler:
             highest, found = _most_likely(raw, self.params.logprobs)
             count = self.params.logprobs
             ids = found[:count].numpy() if allowed is None else allowed[found[:count].numpy()]
-            best = tuple(zip(ids.tolist(), (highest[:count] - log_total).tolist(), strict=True))
+            # In float64 as the token's own below, or the two would differ in the seventh digit.
+            best = tuple(zip(ids.tolist(), (highest[:count].double() - log_total).tolist(), strict=True))
         return SampledToken(token, float(values[index]) - log_total, best)
 
     def _penalised(self, raw: torch.Tensor) -> torch.Tensor:
@@ -319,15 +322,14 @@ def _check_number(
     name: str, value: object, low: float, high: float, allowed: str, *, above: bool = False
 ) -> None:
     """Refuse what is not a finite number in [low, high], or in (low, high] with `above`."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value):  # type: ignore[arg-type]
-        number = float(value)  # type: ignore[arg-type]
-        if low <= number <= high and not (above and number == low):
-            return
-    raise UsageError(f"{name} is {value!r}; it must be {allowed}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer above the largest float
+            if math.isfinite(value) and low <= float(value) <= high and not (above and value == low):
+                return
+    raise UsageError(f"{name} is {reprlib.repr(value)}; it must be {allowed}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int, allowed: str) -> None:
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
         return
-    raise UsageError(f"{name} is {value!r}; it must be {allowed}")
+    raise UsageError(f"{name} is {reprlib.repr(value)}; it must be {allowed}")

@@ -3,8 +3,9 @@
 The ids are built by mistral_common, never by pasting strings together, so no text that a user types can
 become a control token. As Mistral's reference does, a Tekken file of version 3 (Pixtral-12B-2409) gets the
 system prompt at the start of the last user message, later versions as a block of its own; text parts that
-follow each other are joined by an empty line; a picture that ends a message, after nothing but text, moves to
-its front; and spaces at the end of an assistant's turn are dropped.
+follow each other are joined by an empty line, and so are messages of one role; an assistant that begins gets
+an empty user message before it; a picture that ends a message, after nothing but text, moves to its front;
+and spaces at the end of an assistant's turn are dropped.
 """
 
 import codecs

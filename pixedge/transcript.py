@@ -45,10 +45,10 @@ def write_transcript(file: Path, conversation: Conversation, params: SamplingPar
     for each in conversation.exchanges:
         pictures = [{"source": _from(base, one.source), "hash": one.hash} for one in each.attachments]
         asked = {"pictures": pictures} if pictures else {}
-        turns += [
-            {"role": "user", **asked, "text": each.question},
-            {"role": "assistant", "text": each.answer},
-        ]
+        if each.question is not None:
+            turns.append({"role": "user", **asked, "text": each.question})
+        if each.answer is not None:
+            turns.append({"role": "assistant", "text": each.answer})
     record = {
         "pixedge_chat": VERSION,
         "model": model,
@@ -75,21 +75,24 @@ def read_transcript(file: Path, attach: Attach) -> tuple[Conversation, SamplingP
     record = _record(file)
     conversation = Conversation(_text(file, "system", record["system"]) if record.get("system") else None)
     turns = record.get("turns")
-    if not isinstance(turns, list) or len(turns) % 2:
-        raise MessageError(f"{file} has no list of turns in pairs, a user's and an assistant's; mend it")
-    for at in range(0, len(turns), 2):
-        asked, answered = turns[at], turns[at + 1]
-        for turn, role in ((asked, "user"), (answered, "assistant")):
-            if not isinstance(turn, dict) or turn.get("role") != role:
-                raise MessageError(f"{file} has a turn that is not the {role}'s where it is due; mend it")
-        pictures = asked.get("pictures", [])
-        if not isinstance(pictures, list):
-            raise MessageError(f"{file} has pictures that are no list in turn {at}; mend it")
-        found = tuple(_attachment(file, each, attach) for each in pictures)
-        question = _text(file, f"turn {at}", asked.get("text"))
-        conversation.exchanges.append(
-            Exchange(question, found, _text(file, f"turn {at + 1}", answered.get("text")))
-        )
+    if not isinstance(turns, list):
+        raise MessageError(f"{file} has no list of turns; mend it")
+    exchanges = conversation.exchanges
+    for at, turn in enumerate(turns):
+        role = turn.get("role") if isinstance(turn, dict) else None
+        if role not in ("user", "assistant"):
+            raise MessageError(f"{file} has a turn {at} that is not the user's or the assistant's; mend it")
+        text = _text(file, f"turn {at}", turn.get("text"))
+        if role == "user":
+            pictures = turn.get("pictures", [])
+            if not isinstance(pictures, list):
+                raise MessageError(f"{file} has pictures that are no list in turn {at}; mend it")
+            found = tuple(_attachment(file, each, attach) for each in pictures)
+            exchanges.append(Exchange(text, found, None))
+        elif exchanges and exchanges[-1].answer is None:
+            exchanges[-1] = dataclasses.replace(exchanges[-1], answer=text)
+        else:
+            exchanges.append(Exchange(None, (), text))
     return conversation, _params(file, record.get("settings", {}))
 
 

@@ -218,10 +218,13 @@ class ChatSession:
         if self.params.greedy or self.params.seed is not None:
             note("temperature is 0 or the seed is set, so the answer stays the same; see /set")
         conversation = self.conversation
+        question = conversation.exchanges[-1].question
+        if question is None:
+            raise UsageError("the last answer has no question before it; type one")
         waiting, last = conversation.waiting, conversation.take_back()
         conversation.waiting = list(last.attachments)
         try:
-            self._answer(last.question)
+            self._answer(question)
         finally:
             if conversation.waiting:  # there was no answer to take its place
                 conversation.waiting = []
@@ -230,7 +233,7 @@ class ChatSession:
     def _undo(self, _: str) -> None:
         self._need_exchange()
         taken = self.conversation.take_back()
-        note(f"taken back: {taken.question[:60]}")
+        note(f"taken back: {(taken.question or taken.answer or '')[:60]}")
 
     def _clear(self, _: str) -> None:
         self.conversation.clear()

@@ -163,7 +163,10 @@ def create_app(model: Model, settings: Settings) -> Starlette:
         CORSMiddleware,
         allow_origins=list(settings.origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type"],
+        # openai-js sends ten of its own, and proxies and tracers add theirs; the origin is what is checked.
+        allow_headers=["*"],
+        expose_headers=["retry-after"],
+        allow_private_network=True,
     )
     app = Starlette(
         routes=[

@@ -71,7 +71,7 @@ class JsonBody:
     def parse(self) -> Any:
         """Give the value; raises Refusal for what is not JSON."""
         try:
-            value = json.loads(self._rest)
+            value = json.loads(self._rest, parse_constant=_refuse_constant)
             return self._restored(value) if self._payloads else value
         except RecursionError:
             raise Refusal(400, "the body is nested too deeply; send a chat completion request") from None
@@ -106,6 +106,10 @@ class JsonBody:
             param="messages",
             code=TOO_LONG,
         )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _find_payloads(body: bytes | bytearray) -> Iterator[tuple[int, int]]:

@@ -1,8 +1,8 @@
 """The body of /v1/chat/completions: OpenAI's fields and pixedge's own, strictly typed.
 
 What pixedge has is read. What asks for nothing that changes an answer is let stand (IGNORED). What asks for
-something that pixedge does not have is refused unless it asks for nothing (_NEUTRAL), and every other field
-is refused by name. docs/serve.md lists them all.
+something that pixedge does not have is refused unless it asks for nothing (NEUTRAL), and every other field is
+refused by name. docs/serve.md lists them all.
 """
 
 import json
@@ -24,30 +24,55 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 DEFAULT_MAX_TOKENS = 1024
 
-# Fields of OpenAI's that may hold anything and change nothing.
 IGNORED = (
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
+    *("user", "metadata", "store", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "prediction", "reasoning_effort"),
+    *("id", "chat_id", "session_id", "conversation_id", "request_id", "message_id", "trace_id"),
+    *("keep_alive", "ttl", "cache_prompt", "id_slot", "slot_id", "priority", "include_reasoning"),
+    *("reasoning_format", "timings_per_token", "return_progress"),
 )
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "tools": ([],),
+"""Fields that may hold anything and change nothing about the answer.
+
+OpenAI's own; names that clients give to a request; how long to keep a model and what to cache (Ollama, LM
+Studio, llama.cpp, vLLM); how much to reason and how to show it, which this model does not.
+"""
+
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "tools": (),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "functions": ([],),
+    "functions": (),
     "function_call": ("none", "auto"),
-    "logit_bias": ({},),
+    "logit_bias": (),
     "modalities": (["text"],),
     "audio": (),
-    "prediction": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
+    "chat_template_kwargs": ({"enable_thinking": False}, {"thinking": False}),
+    "enable_thinking": (False,),
+    "thinking": ({"type": "disabled"}, False),
+    "think": (False,),
+    "reasoning": ({"effort": "none"}, {"enabled": False}),
+    "safe_prompt": (False,),
+    "echo": (False,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "n_probs": (0,),
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "mirostat": (0,),
+    "repeat_last_n": (-1,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
 }
+"""Fields that ask for what pixedge does not have, with the values that ask for nothing; empty ones do too."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,7 @@ def parse(value: object) -> ChatRequest:
     if len(messages) > MAX_MESSAGES:
         message = f"messages has {len(messages):,} items and the limit is {MAX_MESSAGES:,}; send fewer"
         raise Refusal(400, message, param="messages", code="invalid_value")
+    messages = _continued(fields, messages)
     choices = fields.integer("n")
     if choices is not None and not 1 <= choices <= MAX_CHOICES:
         raise Refusal(400, f"n is {choices}; give 1 to {MAX_CHOICES}", param="n", code="invalid_value")
@@ -103,12 +129,12 @@ def parse(value: object) -> ChatRequest:
         message = f"max_image_size is {max_image_size}; give at least 1 pixel"
         raise Refusal(400, message, param="max_image_size", code="invalid_value")
     fields.ignore(IGNORED)
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         fields.allow_only(name, *neutral)
     fields.finish()
     return ChatRequest(
         model=model,
-        messages=[_renamed(message) for message in messages],
+        messages=messages,
         params=params,
         max_tokens_given=max_tokens_given,
         choices=choices or 1,
@@ -120,24 +146,18 @@ def parse(value: object) -> ChatRequest:
     )
 
 
-def _renamed(message: Any) -> Any:
-    """Give a message with the newer name of the role "system" replaced; the rest is for others to check."""
-    if isinstance(message, dict) and message.get("role") == "developer":
-        return {**message, "role": "system"}
-    return message
-
-
 def _params(fields: Fields, logprobs: bool) -> tuple[SamplingParams, bool]:
     """Read how to sample, and whether the client said how long the answer may be."""
     top = fields.integer("top_logprobs")
-    if top is not None and not logprobs:
+    if top and not logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-    old, new = fields.integer("max_tokens"), fields.integer("max_completion_tokens")
+    # -1 is how llama.cpp, and clients made for it, leave a length or a seed open.
+    old, new = _open(fields.integer("max_tokens")), _open(fields.integer("max_completion_tokens"))
     if old is not None and new is not None and old != new:
         message = f"max_tokens is {old} and max_completion_tokens {new}; give one of them"
         raise Refusal(400, message, param="max_tokens")
     longest = old if new is None else new
-    stop, top_k = fields.texts("stop"), fields.integer("top_k")
+    stop, top_k = tuple(filter(None, fields.texts("stop"))), fields.integer("top_k")
     if len(stop) > MAX_STOPS or any(len(text) > MAX_STOP_LENGTH for text in stop):
         allowed = f"up to {MAX_STOPS} of up to {MAX_STOP_LENGTH} characters"
         raise Refusal(400, f"stop has too many strings or too long ones; give {allowed}", param="stop")
@@ -147,10 +167,10 @@ def _params(fields: Fields, logprobs: bool) -> tuple[SamplingParams, bool]:
             top_k=0 if top_k in (None, -1) else top_k,  # -1 is how some servers spell "all"
             top_p=fields.number("top_p", 1.0),
             min_p=fields.number("min_p", 0.0),
-            repetition_penalty=fields.number("repetition_penalty", 1.0),
+            repetition_penalty=_repetition_penalty(fields),
             presence_penalty=fields.number("presence_penalty", 0.0),
             frequency_penalty=fields.number("frequency_penalty", 0.0),
-            seed=fields.integer("seed"),
+            seed=_open(fields.integer("seed")),
             stop=stop,
             max_tokens=DEFAULT_MAX_TOKENS if longest is None else longest,
             logprobs=(top or 0) if logprobs else None,
@@ -163,16 +183,44 @@ def _params(fields: Fields, logprobs: bool) -> tuple[SamplingParams, bool]:
     return params, longest is not None
 
 
+def _continued(fields: Fields, messages: list[Any]) -> list[Any]:
+    """Mark the last message to be continued where it is asked for in vLLM's way."""
+    continued = fields.flag("continue_final_message")
+    fields.allow_only("add_generation_prompt", not continued)
+    if not continued:
+        return messages
+    if not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
+        message = "continue_final_message is true, but the last message is not the assistant's"
+        raise Refusal(400, f"{message}; add the beginning of its answer", param="continue_final_message")
+    return [*messages[:-1], {**messages[-1], "prefix": True}]
+
+
+def _open(value: int | None) -> int | None:
+    return None if value == -1 else value
+
+
+def _repetition_penalty(fields: Fields) -> float:
+    """Read repetition_penalty, which llama.cpp and Ollama call repeat_penalty."""
+    first, second = fields.number("repetition_penalty", 1.0), fields.number("repeat_penalty", 1.0)
+    if fields.take("repeat_penalty") is None:
+        return first
+    if fields.take("repetition_penalty") is not None and first != second:
+        message = f"repetition_penalty is {first} and repeat_penalty {second}; give one of them"
+        raise Refusal(400, message, param="repeat_penalty")
+    return second
+
+
 def _stream_options(fields: Fields, stream: bool) -> bool:
     """Read whether the last chunk is to tell the usage."""
     options = fields.inner("stream_options")
     if options is None:
         return False
-    if not stream:
-        raise Refusal(400, "stream_options needs stream to be true", param="stream_options")
     include = options.flag("include_usage")
     options.ignore(("include_obfuscation",))
+    options.allow_only("continuous_usage_stats", False)
     options.finish()
+    if include and not stream:
+        raise Refusal(400, "stream_options needs stream to be true", param="stream_options")
     return include
 
 

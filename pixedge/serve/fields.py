@@ -1,5 +1,6 @@
 """A JSON object read field by field: every field has its type, and those that nobody read are refused."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 from pixedge.serve.errors import Refusal
 
 _NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+
+
+NOTHING: tuple[object, ...] = (None, "", [], {})
+"""Values that ask for nothing, under whatever name."""
 
 
 class Fields:
@@ -40,9 +45,11 @@ class Fields:
         value = self.take(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self._wrong(name, value, "a number")
-        return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # an integer above the largest float
+                if math.isfinite(value):
+                    return float(value)
+        raise self._wrong(name, value, "a number")
 
     def integer(self, name: str) -> int | None:
         """Give a whole number; 3.0 is one too, as JSON has a single type for both."""
@@ -83,7 +90,8 @@ class Fields:
     def allow_only(self, name: str, *neutral: object) -> None:
         """Let a field stand that asks for what pixedge does not have, if it asks for nothing."""
         value = self.take(name)
-        if value is not None and value not in neutral:
+        same = [each for each in neutral if isinstance(each, bool) is isinstance(value, bool)]
+        if value not in NOTHING and value not in same:  # true is not 1
             raise Refusal(
                 400,
                 f"{self.path(name)} is not supported by pixedge; leave it out",
@@ -92,9 +100,9 @@ class Fields:
             )
 
     def finish(self) -> None:
-        """Refuse fields that nobody asked for, by name."""
-        for name in self._values:
-            if name not in self._read:
+        """Refuse fields that nobody asked for, by name; what asks for nothing stands."""
+        for name, value in self._values.items():
+            if name not in self._read and value not in NOTHING:
                 shown = self.path(name)[:80]
                 shown = shown if shown.isprintable() else ascii(shown)
                 raise Refusal(

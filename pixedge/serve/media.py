@@ -24,7 +24,7 @@ from PIL import Image
 from pixedge.errors import ImageError, MessageError, UsageError
 from pixedge.fetch import AddressError, fetch_image
 from pixedge.image import ImageLimits, TooManyPixelsError, read_image
-from pixedge.messages import decode_data_url, shown
+from pixedge.messages import decode_data_url, hint_for_base64, shown
 
 _HOST = re.compile(r"(\*\.)?([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = (80, 443)
@@ -153,7 +153,7 @@ class _Door:
         if not isinstance(url, str):
             raise MessageError(f"{where} has an image_url of type {type(url).__name__}; give a data: URL")
         limits = self._settings.limits
-        data = self._bytes(where, url)
+        data = self._bytes(where, url.strip())
         try:
             picture = read_image(
                 data,
@@ -179,7 +179,9 @@ class _Door:
             return self._fetch(where, url)
         if scheme == "file" and self._settings.folder is not None:
             return _file_bytes(where, url, self._settings.folder, self._settings.limits)
-        raise ImageError(f"{where} points to {shown(url)}, which is not allowed; send a data: URL")
+        raise ImageError(
+            f"{where} points to {shown(url)}, which is not allowed; send a data: URL{hint_for_base64(url)}"
+        )
 
     def _fetch(self, where: str, url: str) -> bytes:
         now = time.monotonic()

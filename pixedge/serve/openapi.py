@@ -7,13 +7,16 @@ pixedge's own, say so. A test holds both to each other, and generated requests h
 from typing import Any
 
 import pixedge
+from pixedge import messages
 from pixedge.sampling import MAX_LOGPROBS, MAX_SEED
 from pixedge.serve.chat_request import IGNORED, MAX_CHOICES, MAX_MESSAGES
+from pixedge.serve.fields import NOTHING
 
 _Schema = dict[str, Any]
 
 _WHOLE = {"type": "integer", "minimum": 0}
 _FLAG = {"type": ["boolean", "null"]}
+_LENGTH = {"anyOf": [{"type": "null"}, {"const": -1}, {"type": "integer", "minimum": 1, "maximum": MAX_SEED}]}
 _TEXT = {"type": ["string", "null"]}
 
 
@@ -129,7 +132,7 @@ def _schemas(model: str) -> dict[str, _Schema]:
 
 def _chat_request(model: str) -> _Schema:
     own = "pixedge's own: "
-    return _object(
+    described = _open_object(
         ("model", "messages"),
         model={"type": "string", "minLength": 1, "examples": [model]},
         messages={"type": "array", "minItems": 1, "maxItems": MAX_MESSAGES, "items": _ref("Message")},
@@ -139,8 +142,8 @@ def _chat_request(model: str) -> _Schema:
             "description": "Only with stream",
         },
         n=_nullable("integer", minimum=1, maximum=MAX_CHOICES),
-        max_tokens=_nullable("integer", minimum=1, maximum=MAX_SEED),
-        max_completion_tokens=_about("A newer name of max_tokens", _nullable("integer", minimum=1)),
+        max_tokens=_about("-1 is the same as none", _LENGTH),
+        max_completion_tokens=_about("A newer name of max_tokens", _LENGTH),
         temperature=_nullable("number", minimum=0),
         top_p=_nullable("number", exclusiveMinimum=0, maximum=1),
         top_k=_about(f"{own}0 and -1 keep all", _nullable("integer", minimum=-1, maximum=MAX_SEED)),
@@ -148,17 +151,14 @@ def _chat_request(model: str) -> _Schema:
             f"{own}share of the likeliest token's probability", _nullable("number", minimum=0, maximum=1)
         ),
         repetition_penalty=_about(f"{own}1 is off", _nullable("number", exclusiveMinimum=0)),
+        repeat_penalty=_about("Another name of repetition_penalty", _nullable("number", exclusiveMinimum=0)),
         presence_penalty=_nullable("number", minimum=-2, maximum=2),
         frequency_penalty=_nullable("number", minimum=-2, maximum=2),
-        seed=_nullable("integer", minimum=0, maximum=MAX_SEED),
+        seed=_about("-1 is the same as none", _nullable("integer", minimum=-1, maximum=MAX_SEED)),
         stop={
             "anyOf": [
-                {"type": ["string", "null"], "minLength": 1, "maxLength": 1024},
-                {
-                    "type": "array",
-                    "items": {"type": "string", "minLength": 1, "maxLength": 1024},
-                    "maxItems": 16,
-                },
+                {"type": ["string", "null"], "maxLength": 1024},
+                {"type": "array", "items": {"type": "string", "maxLength": 1024}, "maxItems": 16},
             ]
         },
         logprobs=_FLAG,
@@ -167,14 +167,22 @@ def _chat_request(model: str) -> _Schema:
         max_image_size=_about(
             f"{own}cap on the longer side of every picture, in pixels", _nullable("integer", minimum=1)
         ),
+        continue_final_message=_about("Continue a last assistant message, as its prefix does", _FLAG),
         **{name: _about("Let stand without effect", {}) for name in IGNORED},
     )
+    return described | {"additionalProperties": {"enum": list(NOTHING)}}
+
+
+def _message(role: _Schema, content: _Schema, **more: _Schema) -> _Schema:
+    ignored = {name: _about("Let stand without effect", {}) for name in messages.IGNORED}
+    described = _open_object(("role", "content"), role=role, content=content, **more, **ignored)
+    return described | {"additionalProperties": {"enum": [*NOTHING, False]}}
 
 
 def _message_schemas() -> dict[str, _Schema]:
-    text = _object(("type", "text"), type=_one("text"), text={"type": "string"})
+    text = _open_object(("type", "text"), type=_one("text"), text={"type": "string"})
     url = {"type": "string", "description": "data:image/…;base64,…; others only where the server allows them"}
-    picture = _object(
+    picture = _open_object(
         ("type", "image_url"),
         type=_one("image_url"),
         image_url={"anyOf": [url, _open_object(("url",), url=url, detail={"type": "string"})]},
@@ -186,9 +194,9 @@ def _message_schemas() -> dict[str, _Schema]:
     return {
         "Message": {
             "anyOf": [
-                _object(("role", "content"), role={"enum": ["system", "developer"]}, content=plain),
-                _object(("role", "content"), role=_one("user"), content=mixed),
-                _object(("role", "content"), role=_one("assistant"), content=plain, prefix=prefix),
+                _message({"enum": ["system", "developer"]}, plain),
+                _message(_one("user"), mixed),
+                _message(_one("assistant"), plain, prefix=prefix),
             ]
         },
         "ResponseFormat": {

@@ -202,6 +202,22 @@ def test_logprobs_are_those_of_the_unmodified_distribution(logits, count):
         assert [p for _, p in token.top_logprobs] == pytest.approx([expected[i] for i in ranked], abs=1e-4)
 
 
+@given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40), st.floats(-40, 40, width=32))
+def test_a_tokens_logprob_is_that_of_its_entry(values, shift):
+    """Clients look a token up in its own list, and compare: one of the two was rounded to float32."""
+    token = Sampler(SamplingParams(temperature=1.0, logprobs=20)).sample(torch.tensor(values) + shift)
+    assert dict(token.top_logprobs).get(token.id, token.logprob) == token.logprob
+    likeliest = Sampler(SamplingParams(logprobs=20)).sample(torch.tensor(values) + shift)
+    assert likeliest.top_logprobs[0] == (likeliest.id, likeliest.logprob)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"])
+@pytest.mark.parametrize("value", [10**400, -(10**400), math.inf, math.nan, True])
+def test_numbers_beyond_all_floats_are_a_sentence(name, value):
+    with pytest.raises(UsageError, match=f"{name} is .{{1,50}}; it must be "):
+        SamplingParams(**{name: value})
+
+
 def test_logprob_without_top_logprobs():
     token = Sampler(SamplingParams()).sample(LOGITS)
     assert token.top_logprobs == ()

@@ -4,15 +4,18 @@ import base64
 import io
 import json
 import socket
+import textwrap
 from pathlib import Path
+from urllib.parse import quote
 
 import mistral_common
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk, TextChunk
-from mistral_common.protocol.instruct.messages import SystemMessage, UserMessage
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
@@ -21,6 +24,7 @@ from PIL import Image
 from pixedge.config import VisionConfig
 from pixedge.errors import CheckpointError, ImageError, MessageError, UsageError
 from pixedge.image import ImageLimits, to_pixels
+from pixedge.messages import decode_data_url
 from pixedge.tokenizer import TextStream, Tokenizer
 from pixedge_export.tekken import cut_tekken
 
@@ -240,6 +244,91 @@ def test_pil_images_are_upright_and_over_white(tokenizer):
         np.testing.assert_array_equal(pixels, tokenizer.encode([user(white)]).images[0])
 
 
+# --- turns in any order
+
+WORDS = st.sampled_from(["", "a", " b ", "\n\n", "[INST]"])
+
+
+@st.composite
+def any_turns(draw):
+    """Messages as dicts, and the same as mistral_common's objects."""
+    dicts, objects = [], []
+    for at in range(length := draw(st.integers(1, 6))):
+        role = draw(st.sampled_from(["user", "user", "assistant", "system"]))
+        part = WORDS | st.integers(0, 3) if role == "user" else WORDS
+        content = draw(WORDS | st.lists(part, max_size=3))
+        parts = [picture(16, 16, each) if isinstance(each, int) else each for each in content]
+        chunks = [TextChunk(text=each) if isinstance(each, str) else ImageChunk(image=each) for each in parts]
+        # mostly as it must be, or hardly any conversation would end with the assistant
+        prefix = role == "assistant" and (at == length - 1) is (draw(st.integers(0, 9)) > 0)
+        message = user(*parts, role=role, **{"prefix": True} if prefix else {})
+        kind = {"user": UserMessage, "assistant": AssistantMessage, "system": SystemMessage}[role]
+        more = {"prefix": True} if prefix else {}
+        dicts.append(message | {"content": content} if isinstance(content, str) else message)
+        objects.append(kind(content=content if isinstance(content, str) else chunks, **more))
+    return dicts, objects
+
+
+@pytest.mark.parametrize("version", ["v3", "v7", "v13"])
+def test_turns_in_any_order_are_those_of_mistral_common(tekken_file, tmp_path, version):
+    """Messages of one role in a row, an assistant that begins, empty ones: joined or refused alike."""
+    file = tekken_file if version == "v3" else other_version(tekken_file, tmp_path, version)
+    ours, judge = Tokenizer(file, vision()), MistralTokenizer.from_file(file)
+    judged = {True: 0, False: 0}
+
+    @settings(deadline=None, max_examples=150, database=None, derandomize=True)
+    @given(any_turns())
+    def each(turns):
+        _, objects = turns
+        try:
+            expected = judge.encode_chat_completion(ChatCompletionRequest(messages=objects))
+        except MistralCommonException:
+            judged[False] += 1
+            for spelling in turns:
+                with pytest.raises(MessageError):
+                    ours.encode(spelling)
+            return
+        judged[True] += 1
+        for spelling in turns:
+            prompt = ours.encode(spelling)
+            assert list(prompt.ids) == expected.tokens
+            for found, wanted in zip(prompt.images, expected.images, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+
+    each()
+    assert min(judged.values()) > 20
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        # the conversation of Pixtral's model card: an afterthought, then its picture
+        ([user("a"), {"role": "assistant", "content": "b"}, user("More."), user("c")], "a" "b" "More.\n\nc"),
+        ([{"role": "assistant", "content": "Hello!"}, user("a")], "Hello!" "a"),
+        ([user("a"), *[{"role": "assistant", "content": each} for each in "bc"], user("d")], "ab\n\ncd"),
+        ([user("a"), {"role": "developer", "content": "Be brief."}, user("b")], "a" "Be brief.\n\nb"),
+        ([user("a"), {"role": "assistant", "content": None, "refusal": "No."}, user("b")], "aNo.b"),
+    ],
+)  # fmt: skip
+def test_turns_that_people_send(tokenizer, messages, text):
+    assert tokenizer.decode(tokenizer.encode(messages).ids) == text
+
+
+MORE = [
+    {"name": "ann"}, {"id": "m1"}, {"id": 1947269257}, {"timestamp": 1}, {"timestamp": 10**400},
+    {"opts": {"visible": False}}, {"annotations": [{"type": "url_citation"}]}, {"tool_calls": []},
+    {"tool_calls": None, "function_call": None, "audio": None, "refusal": None}, {"reasoning_content": ""},
+    {"reasoning_details": []}, {"partial": False}, {"anything": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", MORE, ids=map(str, MORE))
+def test_fields_that_say_nothing_to_the_model(tokenizer, more):
+    """Clients send back messages as they keep them, and what an answer brought beside its text."""
+    plain = [HI, OK, HI]
+    assert tokenizer.encode([message | more for message in plain]).ids == tokenizer.encode(plain).ids
+
+
 # --- conversations that are refused
 
 HI = {"role": "user", "content": "hi"}
@@ -254,11 +343,9 @@ PICTURE = {"type": "image", "image": b"x"}
         ([], "messages is empty; give at least one user message"),
         ("hi", "messages is a str; give a list"),
         (HI, "messages is a dict; give a list"),
-        ([HI, HI], "message 1 is the user's, but the assistant's is due"),
-        ([OK], "message 0 is the assistant's, but the user's is due"),
-        ([BE, OK, HI], "message 1 is the assistant's, but the user's is due"),
-        ([HI, BE, HI], "message 1 is a system message in the middle of the talk; put it first"),
-        ([BE], "message 0 is the last and a system message; add a user message"),
+        ([OK], "message 0 is the last and the assistant's; add a user message, or set 'prefix': True"),
+        ([OK | {"prefix": True}], "message 0 is the assistant's and the only one; put a user message before"),
+        ([HI, OK, BE, HI], "message 2 is a system message after the assistant's; put it before a user messa"),
         ([HI, OK], "message 1 is the last and the assistant's; add a user message, or set 'prefix': True"),
         ([HI, OK | {"prefix": True}, HI], "message 1 has prefix set but is not the last"),
         ([HI | {"prefix": True}], "message 0 has prefix set, but only an assistant message"),
@@ -267,10 +354,13 @@ PICTURE = {"type": "image", "image": b"x"}
         ([{"content": "x"}], "message 0 has the role None"),
         ([{"role": "user"}], "message 0 has content of type NoneType; give a string or a list of parts"),
         ([{"role": "user", "content": {}}], "message 0 has content of type dict"),
-        ([{"role": "user", "content": ""}], r"message 0 \(user\) is empty; give it text or a picture"),
-        ([{"role": "user", "content": []}], r"message 0 \(user\) is empty"),
         ([HI, {"role": "assistant", "content": ""}, HI], r"message 1 \(assistant\) is empty"),
-        ([HI | {"tool_calls": []}], "message 0 has the field 'tool_calls', which pixedge does not support"),
+        ([HI, {"role": "assistant", "content": None}, HI], r"message 1 \(assistant\) is empty"),
+        ([{"role": "assistant", "content": [{"type": "text", "text": ""}]}, HI], "message 0 .* is empty"),
+        ([HI, OK | {"tool_calls": [{}]}, HI], "message 1 has the field 'tool_calls', which pixedge does not"),
+        ([HI, OK | {"reasoning_content": "hm"}, HI], "message 1 has the field 'reasoning_content', which"),
+        ([HI | {"weigth": 0.5}], "message 0 has the field 'weigth', which pixedge does not support"),
+        ([HI, OK, {"role": "function", "content": "x"}], "message 2 has the role 'function'; use system"),
         (["hi"], "message 0 is a str; use a dict with role and content"),
         ([{"role": "user", "content": [3]}], "message 0, part 0 is a int; use"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "part 0 has the type 'audio'; use text, image"),
@@ -301,9 +391,13 @@ def test_wrong_conversations_are_one_sentence(tokenizer, messages, sentence):
         ("file:///etc/hosts", "points to 'file:///etc/hosts', which pixedge does not open"),
         ("FILE:///etc/hosts", "which pixedge does not open"),
         ("/etc/hosts", "which pixedge does not open"),
+        ("iVBORw0KGgo", "in front of base64 put data:image/png;base64,"),
         ("data:image/png,abc", "a data: URL without ;base64,"),
         ("data:image/png;base64", "a data: URL without ;base64,"),
         ("data:image/png;base64,a*b=", "a data: URL that is not valid base64"),
+        ("data:image/png;base64,aGVs=bG8", "a data: URL that is not valid base64"),
+        ("data:image/png;base64,aGVsb", "a data: URL that is not valid base64"),
+        ("data:image/png;base64,%ZZGVs", "a data: URL that is not valid base64"),
         ("data:image/png;base64,é", "a data: URL that is not valid base64"),
         ("data:image/png;base64,", "is empty"),
         ("data:image/png;base64,aGVsbG8=", "is not a picture"),
@@ -320,6 +414,37 @@ def test_addresses_are_never_opened(tokenizer, url, sentence, monkeypatch):
     ):
         with pytest.raises((MessageError, ImageError), match=sentence):
             tokenizer.encode([message])
+
+
+SPELLINGS = {
+    "white space around": lambda url: f" \n{url}\r\n",
+    "white space after the comma": lambda url: url.replace(",", ", "),
+    "lines of 76 characters": lambda url: url[:22] + "\n".join(textwrap.wrap(url[22:], 76)),
+    "lines as in mail": lambda url: url[:22] + "\r\n".join(textwrap.wrap(url[22:], 76)) + "\r\n",
+    "no padding": lambda url: url.rstrip("="),
+    "percent-encoded": lambda url: url[:22] + quote(url[22:], safe=""),
+    "percent-encoded in small letters": lambda url: url[:22] + quote(url[22:], safe="").replace("%2B", "%2b"),
+    "percent-encoded lines": lambda url: url[:22] + quote("\r\n".join(textwrap.wrap(url[22:], 76)), safe=""),
+    "the alphabet for addresses": lambda url: url[:22] + url[22:].translate(str.maketrans("+/", "-_")),
+    "capitals and blanks in front": lambda url: "DATA:image/png;charset=x; BASE64" + url[21:],
+    "no type": lambda url: "data:;base64" + url[21:],
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_spellings_of_base64(tokenizer, spell):
+    """What browsers, mail programs and other servers write and read."""
+    for seed in range(3):
+        image = picture(16, 16, seed)
+        data = png(image)
+        data += b"\0" * (seed - len(data) % 3)  # each length of padding
+        url = spell(data_url(data))
+        part = {"type": "image_url", "image_url": {"url": url}}
+        prompt = tokenizer.encode([{"role": "user", "content": [part]}])
+        np.testing.assert_array_equal(prompt.images[0], tokenizer.encode([user(image)]).images[0])
+        assert decode_data_url("it", url.strip(), len(data)) == data
+        with pytest.raises(ImageError, match=f"has {len(data):,} bytes and the limit is {len(data) - 1:,}"):
+            decode_data_url("it", url.strip(), len(data) - 1)
 
 
 def test_pictures_are_counted_before_they_are_decoded(tokenizer):

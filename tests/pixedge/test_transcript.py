@@ -107,8 +107,8 @@ def turns(asked: object, answered: object = None) -> dict:
         ({"messages": []}, "not a conversation"),
         (whole(pixedge_chat=2), "version 2"),
         (whole(turns=None), "list of turns"),
-        (whole(turns=[{"role": "user", "text": "a"}]), "in pairs"),
-        (turns({"role": "assistant", "text": "a"}), "the user's"),
+        (turns({"role": "system", "text": "a"}), "a turn 0 that is not the user's"),
+        (turns({"role": "user", "text": "a"}, {"role": ["user"]}), "a turn 1 that is not the user's"),
         (turns("a"), "the user's"),
         (turns({"role": "user"}), "no text in turn 0"),
         (turns({"role": "user", "text": "a"}, {"role": "assistant", "text": ""}), "no text in turn 1"),
@@ -130,6 +130,33 @@ def test_a_file_that_is_no_conversation_is_a_sentence(tmp_path, record, named):
     with pytest.raises(MessageError) as refusal:
         read_transcript(file, attach)
     assert named in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_turns_need_not_alternate(tmp_path):
+    """As in a request: mistral_common joins messages of one role, so each is given to it in its place."""
+    pictures = [{"source": "a.png", "hash": "hash of a.png"}]
+    given = [
+        {"role": "assistant", "text": "Hello!"},
+        {"role": "user", "text": "This."},
+        {"role": "user", "pictures": pictures, "text": "What is it?"},
+        {"role": "assistant", "text": "A cat."},
+        {"role": "assistant", "text": "Or a dog."},
+        {"role": "user", "text": "Which?"},
+    ]
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps(whole(turns=given)))
+    found, params = read_transcript(file, attach)
+    asked = found.ask("Well?")
+    assert [message["role"] for message in asked] == [turn["role"] for turn in given] + ["user"]
+    texts = [
+        message["content"] if isinstance(message["content"], str) else message["content"][-1]["text"]
+        for message in asked
+    ]
+    assert texts == [*(turn["text"] for turn in given), "Well?"]
+    assert [len(message["content"]) for message in asked[1:3]] == [1, 2]
+    assert found.n_pictures == 1
+    write_transcript(file, found, params, "m")
+    assert json.loads(file.read_text())["turns"] == given
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -143,10 +143,8 @@ def test_folders_that_hold_no_samples(tmp_path):
         (["hi"], 'message 0 is not an object but a string; write {"role": …, "content": …}'),
         ([{"role": "tool", "content": "x"}], "message 0 has the role 'tool'; use system, user or assistant"),
         ([{"role": "user"}], "message 0 has content of type NoneType; give a string or a list of parts"),
-        ([user("a"), user("b")], "message 1 is the user's, but the assistant's is due"),
-        ([assistant("a")], "message 0 is the assistant's, but the user's is due"),
-        ([{"role": "system", "content": "x"}], "message 0 is the last and a system message"),
-        ([user("a"), assistant("")], "message 1 (assistant) is empty; give it text or a picture"),
+        ([assistant("a")], "message 0 is the assistant's and the only one; put a user message before it"),
+        ([user("a"), assistant("")], "message 1 (assistant) is empty; give it text, or leave it out"),
         ([user("a"), {"role": "assistant", "content": [image("a.png")]}],
          "message 1, part 0 is a picture in a message of the assistant"),
         ([user(image("a.png"))], "the conversation has no text; ask something about the picture"),
@@ -245,11 +243,13 @@ def test_an_answer_at_the_end_is_encoded_without_its_end_token(tmp_path, demo_to
 def test_a_question_at_the_end_and_a_prefix_of_its_own_are_fine(demo_tokenizer):
     samples = [
         Sample("question", [user("Why?")]),
+        Sample("joined", [user("a"), user("b"), assistant("The star is yellow.")]),
         Sample("prefix", [user("Why?"), assistant("Be", prefix=True)]),
         Sample("answer", [user("Why?"), assistant("Be")]),
     ]
-    question, prefix, answer = (e.prompt.ids for e in encode_samples(samples, demo_tokenizer, 99))
+    question, joined, prefix, answer = (e.prompt.ids for e in encode_samples(samples, demo_tokenizer, 99))
     assert question[-1] == INST_END
+    assert demo_tokenizer.decode(joined) == "a\n\nbThe star is yellow."
     assert prefix == answer == question + prefix[len(question) :]
 
 

@@ -23,7 +23,7 @@ def server(tmp_path_factory):
 
 def test_fields(server):
     described = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]["ChatRequest"]
-    fields = {*described["properties"], *chat_request.IGNORED, *chat_request._NEUTRAL} - {"model"}
+    fields = {*described["properties"], *chat_request.IGNORED, *chat_request.NEUTRAL} - {"model"}
     assert fields <= NAMES
     assert "`model` is the folder's name" in TEXT
 

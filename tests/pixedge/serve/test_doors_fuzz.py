@@ -292,7 +292,8 @@ def mended(body):
     for name, other in (("top_logprobs", "logprobs"), ("stream_options", "stream")):
         if not body.get(other):
             body.pop(name, None)
-    body.pop("max_completion_tokens", None)
+    for name in ("max_completion_tokens", "repeat_penalty", "continue_final_message"):
+        body.pop(name, None)
     body["max_tokens"] = 1 + (body.get("max_tokens") or 0) % 4
     if body.get("response_format", None) and not math.log2(1 + len(json.dumps(body["response_format"]))) < 9:
         del body["response_format"]

@@ -54,7 +54,7 @@ BODIES = {
         "nested too deeply",
     ),
     "a number of 10,000 digits": (b'{"model": "small", "seed": ' + b"9" * 10_000 + b"}", 400, "not JSON"),
-    "NaN": (b'{"model": "small", "messages": [{}], "temperature": NaN}', 400, "temperature"),
+    "NaN": (b'{"model": "small", "messages": [{}], "temperature": NaN}', 400, "not JSON"),
     "infinity": (b'{"model": "small", "messages": [{}], "temperature": 1e999}', 400, "temperature"),
     "a million empty objects": (
         b"[" + b"{}," * 999_999 + b"{}]",
@@ -114,14 +114,25 @@ FIELDS = {
     "an answer of 10^18 tokens and more": (asking(max_tokens=10**19), "max_tokens"),
     "an answer of no tokens": (asking(max_tokens=0), "max_tokens"),
     "an answer of true tokens": (asking(max_tokens=True), "max_tokens is true or false"),
-    "a negative seed": (asking(seed=-1), "seed"),
+    "a negative seed": (asking(seed=-2), "seed"),
     "a seed of 65 bits": (asking(seed=2**64), "seed"),
     "a hot temperature": (asking(temperature="hot"), "temperature is the string 'hot'"),
     "a negative temperature": (asking(temperature=-1), "temperature"),
     "top-p of 2": (asking(top_p=2), "top_p"),
     "50 log-probabilities": (asking(logprobs=True, top_logprobs=50), "top_logprobs"),
     "100,000 stop strings": (asking(stop=["x"] * 100_000), "stop has too many strings"),
-    "an empty stop string": (asking(stop=[""]), "stop"),
+    "a stop string that is a number": (asking(stop=[5]), "stop"),
+    "log-probabilities of others alone": (asking(top_logprobs=2), "top_logprobs needs logprobs"),
+    "two penalties for the same": (asking(repetition_penalty=1.2, repeat_penalty=1.1), "give one of them"),
+    "a penalty under its other name": (asking(repeat_penalty=0), "repetition_penalty"),
+    "reasoning": (asking(chat_template_kwargs={"enable_thinking": True}), "chat_template_kwargs is not"),
+    "a prompt that is not ended": (asking(add_generation_prompt=False), "add_generation_prompt is not"),
+    "a user message to be continued": (
+        asking(continue_final_message=True),
+        "the last message is not the assistant's",
+    ),
+    "true where 1 asks for nothing": (asking(best_of=True), "best_of is not supported"),
+    "a sampler that pixedge lacks": (asking(mirostat=2), "mirostat is not supported"),
     "a picture size of 0": (asking(max_image_size=0), "max_image_size is 0"),
     "no messages": (asking(messages=[]), "messages is missing or empty"),
     "messages that are a string": (asking(messages="hi"), "messages is missing or empty"),
@@ -142,10 +153,14 @@ FIELDS = {
     ),
     "a tool's message": (asking(messages=[{"role": "tool", "content": "x"}]), "role 'tool'"),
     "a message with a stray field": (
-        asking(messages=[{"role": "user", "content": "x", "name": "me"}]),
-        "the field 'name'",
+        asking(messages=[{"role": "user", "content": "x", "nmae": "me"}]),
+        "the field 'nmae'",
     ),
-    "an empty message": (saying(""), "is empty"),
+    "a message without content": (asking(messages=[{"role": "user"}]), "content of type NoneType"),
+    "base64 alone": (
+        saying([{"type": "image_url", "image_url": {"url": data_url(png())[22:]}}]),
+        "in front of base64 put data:image/png;base64,",
+    ),
     "content that is a number": (saying(7), "content of type int"),
     "half a surrogate in a text": (saying("a\ud800b"), "unpaired surrogate U+D800"),
     "a part of an unknown type": (saying([{"type": "input_audio"}]), "'input_audio'"),
@@ -183,6 +198,95 @@ def test_a_field(client, body, reason):
     assert reason in error_of(post(client, body), 400)
 
 
+HUGE = b"1" + b"0" * 399
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "repeat_penalty", "presence_penalty")
+NUMBERS += ("frequency_penalty", "top_k", "seed", "n", "max_tokens", "max_completion_tokens", "top_logprobs")
+WRONG = [HUGE, b"-" + HUGE, HUGE + b".0", b"1e400", b"-1e400", b"NaN", b"Infinity", b"true"]
+
+
+@pytest.mark.parametrize("number", WRONG, ids=lambda number: number[:6].decode())
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_beyond_all_floats(client, name, number):
+    """An integer of 400 digits is JSON, and float() of it an OverflowError, which was a 500."""
+    body = json.dumps(asking(logprobs=True)).encode()[:-1].replace(b', "max_tokens": 2', b"")
+    error = error_of(post(client, body + b', "%s": %s}' % (name.encode(), number)), 400)
+    assert name.rpartition("_")[2] in error or "not JSON" in error
+
+
+@pytest.mark.parametrize("number", [HUGE, b"1e400", b"-" + HUGE])
+def test_numbers_beyond_all_floats_in_a_schema(client, number):
+    for keyword in ("minimum", "maxLength", "multipleOf", "minItems", "const", "default", "x-note"):
+        body = json.dumps(asking(response_format={"type": "json_schema", "json_schema": {"schema": {}}}))
+        body = body.replace('"schema": {}', f'"schema": {{"type": "number", "{keyword}": {number.decode()}}}')
+        answer = post(client, body.encode())
+        assert answer.status_code in (200, 400), (keyword, answer.text)
+        assert answer.status_code == 200 or "schema" in error_of(answer, 400)
+
+
+def test_minus_zero_is_zero(client):
+    for name in ("temperature", "presence_penalty", "frequency_penalty", "min_p", "seed", "top_k"):
+        assert post(client, asking(**{name: -0.0})).status_code == 200
+
+
+STANDING = [
+    {"add_generation_prompt": True}, {"cache_prompt": True}, {"chat_id": "a"}, {"id": "a"},
+    {"session_id": "a"},
+    {"chat_template_kwargs": {"enable_thinking": False}}, {"chat_template_kwargs": {}}, {"keep_alive": "5m"},
+    {"keep_alive": -1}, {"reasoning_effort": "low"}, {"repeat_penalty": 1.1}, {"seed": -1}, {"stop": ""},
+    {"stop": []}, {"stop": [""]}, {"stop": None}, {"top_logprobs": 0}, {"n": None}, {"stream_options": None},
+    {"stream_options": {"include_usage": False}}, {"stream_options": {}},
+    {"response_format": {"type": "text"}},
+    {"response_format": None}, {"tools": []}, {"tools": None}, {"tool_choice": "none"},
+    {"tool_choice": "auto"},
+    {"parallel_tool_calls": True}, {"logit_bias": {}}, {"logit_bias": None}, {"user": None}, {"user": "u"},
+    {"modalities": ["text"]}, {"prediction": {"type": "content", "content": "x"}}, {"prediction": None},
+    {"max_completion_tokens": None}, {"top_k": -1}, {"top_k": 0}, {"min_p": 0}, {"typical_p": 1},
+    {"typical_p": 1.0}, {"mirostat": 0}, {"min_tokens": 0}, {"use_beam_search": False}, {"n_probs": 0},
+    {"thinking": {"type": "disabled"}}, {"enable_thinking": False}, {"documents": []}, {"grammar": ""},
+    {"extra_body": {}}, {"anything": None}, {"continue_final_message": False}, {"skip_special_tokens": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", STANDING, ids=map(str, STANDING))
+def test_fields_that_ask_for_nothing(client, fields):
+    """What Open WebUI, SillyTavern, LM Studio, llama.cpp's and vLLM's clients send without a thought."""
+    answer = post(client, asking(**fields))
+    assert answer.status_code == 200, answer.text
+    if "seed" not in fields and "repeat_penalty" not in fields:
+        assert answer.json()["choices"] == post(client, asking()).json()["choices"]
+
+
+def test_a_length_of_minus_one_is_the_default(client):
+    for name in ("max_tokens", "max_completion_tokens"):
+        fields = {"max_tokens": None, name: -1, "n": 2, "temperature": 1.0, "seed": -1}
+        answer = post(client, asking(**fields)).json()
+        assert answer["pixedge"]["seeds"][0] >= 0
+        assert answer["usage"]["completion_tokens"] > 4  # not 2, as asking() wants
+
+
+def test_the_other_name_of_a_penalty(client):
+    text = "What? What? What?"
+    asked = [
+        {"repeat_penalty": 0.01},
+        {"repetition_penalty": 0.01},
+        {"repeat_penalty": 0.01, "repetition_penalty": 0.01},
+    ]
+    answers = [post(client, question(text, max_tokens=12, **fields)).json()["choices"] for fields in asked]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] != post(client, question(text, max_tokens=12)).json()["choices"]
+
+
+def test_the_last_message_is_continued_in_either_way(client):
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "It is"}]
+    marked = [turns[0], {**turns[1], "prefix": True}]
+    answers = [
+        post(client, asking(messages=marked)),
+        post(client, asking(messages=turns, continue_final_message=True, add_generation_prompt=False)),
+    ]
+    assert answers[0].json()["choices"] == answers[1].json()["choices"]
+    assert "to have it continued" in error_of(post(client, asking(messages=turns)), 400)
+
+
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(client):
     text = error_of(post(client, saying("word " * 5_000)), 400)
     counted = int(text.split("the prompt has ")[1].split(" ")[0].replace(",", ""))
@@ -191,7 +295,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(client):
 
 
 @pytest.mark.parametrize("factor", [5e-324, 1e-45, 1e38, 1.7976931348623157e308])
-@pytest.mark.parametrize("temperature", [0, 5e-324, 1, 1e300])
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1, 0.010])
 def test_numbers_at_the_ends_of_their_range_are_computed_with(client, factor, temperature):
     ends = {"repetition_penalty": factor, "temperature": temperature, "top_p": 5e-324, "min_p": 1}
     answer = post(client, question("What? What?", max_tokens=6, seed=2**63 - 1, **ends))
@@ -306,6 +410,46 @@ def test_an_origin(client, origin):
 
 def test_its_own_page_may_ask(client):
     assert post(client, question(), origin="http://127.0.0.1:8000").status_code == 200
+
+
+BROWSERS = [
+    "authorization,content-type",
+    # what openai-js sends from a page; other clients, proxies and tracers
+    "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-package-version,"
+    "x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout",
+    "x-stainless-helper-method",
+    "http-referer,x-title",
+    "traceparent, Tracestate,openai-organization,OpenAI-Project",
+]
+
+
+@pytest.mark.parametrize("wanted", BROWSERS)
+def test_the_preflight_of_a_page_that_was_let_in(tmp_path_factory, wanted):
+    """Headers are not what keeps others out: any that a page of an allowed origin asks for may be sent."""
+    page = "http://localhost:5173"
+    with door(tmp_path_factory.getbasetemp(), origins=(page,), keys=Keys.of("sesame-1234")) as client:
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": wanted}
+        before = client.options(CHAT, headers={"origin": page, **asked})
+        assert before.status_code == 200
+        assert before.headers["access-control-allow-origin"] == page
+        assert before.headers["access-control-allow-headers"] == wanted
+        assert "POST" in before.headers["access-control-allow-methods"]
+        assert int(before.headers["access-control-max-age"]) >= 600
+        for origin in ("https://evil.test", f"{page}.evil.test", f"{page}1", "null"):
+            refused = client.options(CHAT, headers={"origin": origin, **asked})
+            assert refused.status_code == 403
+            assert not [name for name in refused.headers if name.startswith("access-control")]
+        # an error can be read by the page too, with the seconds to wait and nothing else
+        sent = dict.fromkeys({each.strip() for each in wanted.split(",")} - {"content-type"}, "x")
+        answers = [
+            post(client, question(), **sent | {"authorization": f"Bearer {key}", "origin": page})
+            for key in ("sesame-1234", "wrong")
+        ]
+        assert [answer.status_code for answer in answers] == [200, 401]
+        for answer in answers:
+            assert answer.headers["access-control-allow-origin"] == page
+            assert answer.headers["access-control-expose-headers"] == "retry-after"
+            assert "access-control-allow-credentials" not in answer.headers
 
 
 METHODS = {
