@@ -19,6 +19,8 @@ import threading
 from collections.abc import Sequence
 from typing import IO, Any
 
+from pixedge.held_schema import hold
+
 SECONDS = 0.5
 """Processor time of a trial; what passes takes the asking process as long again."""
 
@@ -76,7 +78,8 @@ def grammar_of(kind: str, text: str) -> str:
     from llguidance import LLMatcher, regex_to_lark
 
     if kind == "schema":
-        return LLMatcher.grammar_from_json_schema(text, overrides=SCHEMA_RULES)  # type: ignore[arg-type]
+        held = json.dumps(hold(json.loads(text)), ensure_ascii=False)
+        return LLMatcher.grammar_from_json_schema(held, overrides=SCHEMA_RULES)  # type: ignore[arg-type]
     if kind == "regex":
         # \d means 0 to 9 and not the digits of every script, which nobody expects of [A-Z]{2}-\d{4}
         return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, use_ascii='d')}/")

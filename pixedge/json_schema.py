@@ -4,21 +4,27 @@ A keyword that is silently left out would give answers that the schema's owner t
 keywords are listed here: those that are kept to, those that say nothing about an answer, and no others.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from pixedge.errors import UsageError
+from pixedge.held_schema import (
+    EMPTY,
+    NAMED_SCHEMAS,
+    SCHEMA,
+    SCHEMAS,
+    STANDARD_FORMATS,
+    plain_pattern,
+)
 
 MAX_DEPTH = 64
 
 FORMATS = frozenset(
     {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
 )
-"""The values of "format" that are kept to."""
+"""The values of "format" that are kept to; those that JSON Schema does not define are annotations."""
 
-_ONE = frozenset({"items", "additionalProperties"})  # a schema
-_LIST = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _VALUES = frozenset(
     {
         *("type", "enum", "const", "required", "minProperties", "maxProperties", "minItems", "maxItems"),
@@ -31,10 +37,17 @@ _NOTES = frozenset(
     {
         *("$schema", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly"),
         *("writeOnly", "contentEncoding", "contentMediaType", "contentSchema"),
+        # of OpenAPI, of form builders and editors; a null that nullable allows is just never said
+        *("discriminator", "nullable", "example", "xml", "externalDocs", "enumNames", "enumDescriptions"),
+        *("markdownDescription", "propertyOrdering", "errorMessage"),
     }
 )
-KEYWORDS = _ONE | _LIST | _NAMED | _VALUES | _NOTES
+KEYWORDS = SCHEMA | SCHEMAS | NAMED_SCHEMAS | _VALUES | _NOTES
 """Every keyword that a schema may hold; besides, any that begins with x-, as a note."""
+
+
+_LOOK_AROUND = re.compile(r"\(\?<?[=!]")
+_LETTERS = re.compile(r"\\.|\[[^\]]*\]", re.DOTALL)  # where a parenthesis opens nothing
 
 
 def check_schema(schema: Any) -> None:
@@ -69,28 +82,37 @@ def subschemas(schema: Any, place: str = "#", depth: int = 0) -> Iterator[tuple[
         return
     for keyword, value in schema.items():
         below = f"{place}/{keyword}"
-        if keyword in _ONE:
+        if keyword in SCHEMA:
             yield from subschemas(value, below, depth + 1)
-        elif keyword in _LIST and isinstance(value, list):
+        elif keyword in SCHEMAS and isinstance(value, list):
             for at, each in enumerate(value):
                 yield from subschemas(each, f"{below}/{at}", depth + 1)
-        elif keyword in _NAMED and isinstance(value, dict):
+        elif keyword in NAMED_SCHEMAS and isinstance(value, dict):
             for name, each in value.items():
                 yield from subschemas(each, f"{below}/{_escape(name)}", depth + 1)
 
 
 def _check_keywords(place: str, schema: dict[str, Any]) -> None:
-    for keyword in schema:
+    for keyword, value in schema.items():
+        if keyword in EMPTY and value in EMPTY[keyword]:
+            continue
         if keyword not in KEYWORDS and (not keyword.startswith("x-") or keyword == "x-guidance"):
             raise UsageError(
                 f"the schema has the keyword {keyword!r} at {place}, which pixedge cannot hold an answer to;"
                 " leave it out"
             )
     kind = schema.get("format")
-    if isinstance(kind, str) and kind not in FORMATS:
+    if isinstance(kind, str) and kind in STANDARD_FORMATS - FORMATS:
         raise UsageError(
             f"the schema has the 'format' {kind!r} at {place}, which pixedge cannot hold an answer to; use"
             f" {', '.join(sorted(FORMATS))}, or a pattern"
+        )
+    pattern = schema.get("pattern")
+    looks = isinstance(pattern, str) and _LOOK_AROUND.search(_LETTERS.sub("", pattern))
+    if looks and plain_pattern(pattern) is None:
+        raise UsageError(
+            f"the schema has the 'pattern' {pattern[:80]!r} at {place}, whose look-around pixedge cannot hold"
+            " an answer to; write it without"
         )
     ref = schema.get("$ref")
     if isinstance(ref, str) and not ref.startswith("#"):

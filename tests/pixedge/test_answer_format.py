@@ -20,7 +20,7 @@ REFUSED = {
     "minContains": 1,
     "maxContains": 1,
     "uniqueItems": True,
-    "propertyNames": {},
+    "propertyNames": {"pattern": "^a"},
     "dependentRequired": {},
     "dependentSchemas": {},
     "dependencies": {},
@@ -32,8 +32,6 @@ REFUSED = {
     "$recursiveRef": "#",
     "$recursiveAnchor": True,
     "$vocabulary": {},
-    "nullable": True,
-    "discriminator": {},
     "divisibleBy": 2,
     "requird": ["a"],
     # would switch llguidance's own checks off
@@ -49,6 +47,27 @@ def test_a_keyword_that_cannot_be_kept_to_is_refused_by_its_name(keyword, wrap):
     assert repr(keyword) in str(refusal.value)
     place = "#" if wrap({}) == {} else "#/items/anyOf/0"
     assert f"at {place}," in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "string", "pattern": "^(?!a).*$"}, "'pattern' '^(?!a).*$' at #/items"),
+        ({"type": "string", "pattern": r"^(?!^[-+.]*$)x(?=y)$"}, "look-around"),
+        ({"type": "string", "format": "iri"}, "'format' 'iri' at #/items"),
+        ({"type": "string", "format": "json-pointer"}, "'format' 'json-pointer'"),
+        ({"type": "integer", "exclusiveMinimum": True}, "'exclusiveMinimum' at #/items"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_by_its_field(schema, named):
+    with pytest.raises(UsageError) as refusal:
+        AnswerFormat.from_schema({"type": "array", "items": schema})
+    assert named in str(refusal.value)
+
+
+def test_letters_that_look_like_look_around():
+    for pattern in (r"\(?=", r"[(?=]", r"\(\?!"):
+        AnswerFormat.from_schema({"type": "string", "pattern": pattern})
 
 
 def test_a_property_may_have_any_name():
@@ -72,8 +91,8 @@ def test_values_are_not_read_as_schemas():
         ({"exclusiveMinimum": True}, "'exclusiveMinimum'"),
         ({"required": "a"}, "'required'"),
         ({"type": "string", "format": "idn-email"}, "'format' 'idn-email'"),
-        ({"format": "unknown"}, "'format' 'unknown'"),
-        ({"type": "string", "pattern": "(?=a)b"}, "'pattern': look-around"),
+        ({"format": "idn-email"}, "'format' 'idn-email'"),
+        ({"type": "string", "pattern": "(?=a)b"}, "whose look-around"),
         ({"type": "string", "pattern": "("}, "'pattern': unclosed group"),
         ({"$ref": "http://localhost:1/schema"}, "'$ref' 'http://localhost:1/schema'"),
         ({"$ref": "file:///etc/passwd"}, "'$ref'"),

@@ -1,14 +1,19 @@
 """Answers held to a format: whatever the model would like to say, what it says matches."""
 
+import datetime
+import decimal
 import json
 import multiprocessing
+import pathlib
 import re
 import resource
 import threading
 import time
+from typing import Annotated, Literal
 
 import jsonschema
 import numpy as np
+import pydantic
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +79,136 @@ def test_any_answer_to_any_schema_is_valid(schema, seed):
         return
     if ended:
         check(schema, text)
+
+
+# Patterns as pydantic 2.4 to 2.13 write them for Decimal: plain, with decimal_places, max_digits, both.
+DECIMALS = {
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": 40,
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d{0,2}0*$": 40,
+    r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,5}|(?=[\d.]{1,6}0*$)\d*\.\d*0*$)": 5,
+    r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)": 5,
+    r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,0}|(?=[\d.]{1,4}0*$)\d{0,0}\.\d{0,3}0*$)": 3,
+}
+
+
+@pytest.mark.parametrize("pattern", DECIMALS)
+def test_the_pattern_of_a_decimal_is_held_without_its_look_ahead(pattern):
+    """Rust's regex has no look-ahead, Python's has, and Python's re is the judge."""
+    schema = {"type": "string", "pattern": pattern, "maxLength": 9}
+    answer_format = AnswerFormat.from_schema(schema)
+    texts = set()
+    for seed in range(12):
+        text, ended = babble(answer_format, seed)
+        if ended:
+            check(schema, text)
+            number = json.loads(text)
+            assert len(decimal.Decimal(number).normalize().as_tuple().digits) <= DECIMALS[pattern]
+            texts.add(number)
+    assert len(texts) > 3
+    for number in ("-0", "0.5", "+.25"):
+        assert spells(answer_format, json.dumps(number)) or not re.search(pattern, number)
+    for number in ("", "+", ".", "-.", "1e5", "abc", "1.2.3"):
+        assert not spells(answer_format, json.dumps(number))
+
+
+# Of a field that has both, as pydantic 2.13 writes it.
+PRICE = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": list(DECIMALS)[3]}]}
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: int = 9
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog", "hound"]
+    name: str | None = pydantic.Field(None, max_length=5)
+    friends: list["Pet"] = pydantic.Field(default=[], max_length=1)
+
+
+class Pet(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    pet: Cat | Dog = pydantic.Field(discriminator="kind", title="A pet", examples=[1], deprecated=True)
+
+
+class File(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    path: pathlib.Path
+    secret: pydantic.SecretStr = pydantic.Field(max_length=4)
+    price: Annotated[decimal.Decimal, pydantic.WithJsonSchema(PRICE)]
+    day: datetime.date
+    data: bytes = pydantic.Field(max_length=4, json_schema_extra={"x-order": 3, "nullable": True, "xml": {}})
+    other: float | None = pydantic.Field(None, alias="andere", json_schema_extra={"readOnly": True})
+
+
+CLIENTS = {
+    "a tagged union": (Pet.model_json_schema(), Pet),
+    "formats of pydantic's own": (File.model_json_schema(), File),
+    "formats of OpenAPI": (
+        {
+            "type": "object",
+            "properties": {
+                "id": {"type": "integer", "format": "int64", "example": 5, "minimum": -(2**53) + 1},
+                "file": {"type": "string", "format": "file-path", "maxLength": 5, "nullable": True},
+                "tags": {"type": "array", "uniqueItems": False, "maxItems": 2, "items": {"type": "number"}},
+                "map": {
+                    "type": "object",
+                    "propertyNames": {"type": "string"},
+                    "additionalProperties": {"type": "boolean"},
+                    "maxProperties": 1,
+                },
+            },
+            "required": ["id", "file", "tags", "map"],
+            "additionalProperties": False,
+            "discriminator": {"propertyName": "id"},
+            "externalDocs": {"url": "https://example.com"},
+        },
+        None,
+    ),
+    "one of several types": (
+        {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}, {"type": "null"}],
+         "$defs": {"a": {"type": "integer", "maximum": 9}, "b": {"enum": ["x", "y"]}}},
+        None,
+    ),
+    "two tags": (
+        {"oneOf": [
+            {"type": "object", "properties": {"a": {"const": one}, "b": {"const": other}, "c": {}}}
+            for one, other in (("x", "x"), ("x", "y"), ("y", "y"))
+        ]},
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_schemas_that_generators_write(name):
+    """Annotations are let stand, and every answer is valid under the schema as it was given."""
+    schema, model = CLIENTS[name]
+    answer_format = AnswerFormat.from_schema(schema)
+    texts = set()
+    for seed in range(15):
+        text, ended = babble(answer_format, seed)
+        if ended:
+            check(schema, text)
+            texts.add(text)
+            if model is not None:
+                model.model_validate_json(text)
+    assert len(texts) > 4
+
+
+def test_schemas_that_do_not_exclude_each_other_are_refused():
+    """Strings of both would be invalid under oneOf, so it must not become anyOf."""
+    one, other = ({"type": "object", "properties": {"a": {"const": each}}} for each in "xy")
+    both = [
+        [{"$ref": "#/$defs/a"}, {"type": "string"}],
+        [one | {"type": ["object", "null"]}, other | {"type": ["object", "null"]}],
+        [one, {"type": "object", "properties": {"a": {"enum": ["x", "z"]}}}],
+        [one, {"properties": {"a": {"const": "y"}}}],
+        [one, True],
+    ]
+    for branches in both:
+        with pytest.raises(UsageError, match="oneOf"):
+            AnswerFormat.from_schema({"oneOf": branches, "$defs": {"a": {"type": "string"}}})
 
 
 def test_the_random_schemas_are_rarely_refused():

@@ -211,7 +211,7 @@ def test_figures(model):
         ]
         with client.stream("POST", CHAT, json=ask(max_tokens=10, stream=True)) as response:
             streamed = response.read()
-        client.post(CHAT, json=ask(max_tokens=-1))
+        client.post(CHAT, json=ask(max_tokens=0))
         client.post(CHAT, content=b"{", headers={"content-type": "application/json"})
         wait_for(lambda: server.service.metrics.running == 0)
         text = client.get("/metrics").text
