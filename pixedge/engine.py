@@ -32,6 +32,7 @@ from pixedge.prompt import Prompt
 from pixedge.request import Request
 from pixedge.runner import Outcome, Parts, prepare_runner
 from pixedge.sampling import SampledToken, Sampler, SamplingParams
+from pixedge.stage import OnStage
 
 if TYPE_CHECKING:
     from pixedge.gpu_decoder import GpuDecoder
@@ -135,11 +136,11 @@ class Engine:
             )
         return room
 
-    def submit(self, prompt: Prompt, sampler: Sampler) -> Request:
+    def submit(self, prompt: Prompt, sampler: Sampler, on_stage: OnStage | None = None) -> Request:
         """Queue a prompt; its answer comes as the steps go, see ``tokens``. Raises what ``room`` raises."""
         start = time.perf_counter()
         room = self.room(len(prompt.ids), sampler.params.max_tokens)
-        request = Request(prompt, sampler, room, self.config.vision)
+        request = Request(prompt, sampler, room, self.config.vision, on_stage)
         request.watch.first_token = time.perf_counter() - start
         self._waiting.append(request)
         return request

@@ -19,6 +19,7 @@ from pixedge.messages import Messages
 from pixedge.plan import Plan
 from pixedge.request import Request, Stopwatch
 from pixedge.sampling import SampledToken, Sampler, SamplingParams, StopStrings
+from pixedge.stage import OnStage
 from pixedge.tokenizer import Prompt, TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length"]
@@ -82,9 +83,11 @@ class Stream:
         prompt: Prompt,
         params: SamplingParams,
         image_decode: float = 0.0,
+        on_stage: OnStage | None = None,
     ) -> None:
         """Prepare the answer to a prompt that took ``image_decode`` seconds to build."""
         self._draft = Draft(engine, tokenizer, prompt, params, image_decode)
+        self._draft.on_stage = on_stage
         self._pieces = self._draft.pieces()
 
     def __iter__(self) -> Iterator[str]:
@@ -132,6 +135,8 @@ class Draft:
         self.stopped = False
         """Whether a stop id or a stop string came: no more tokens are wanted."""
         self.request: Request | None = None
+        self.on_stage: OnStage | None = None
+        """Told what goes on before the first token; set it before ``submit``."""
         self._engine = engine
         self._prompt = prompt
         self._sampler = Sampler(params, prompt.ids, tokenizer.constraint(params.answer_format))
@@ -148,7 +153,7 @@ class Draft:
 
     def submit(self) -> Request:
         """Queue the prompt; raises what ``Engine.submit`` raises."""
-        self.request = self._engine.submit(self._prompt, self._sampler)
+        self.request = self._engine.submit(self._prompt, self._sampler, self.on_stage)
         return self.request
 
     def push(self, token: SampledToken) -> str:
@@ -277,6 +282,7 @@ class Model:
         max_image_size: int | None = None,
         limits: ImageLimits | None = None,
         shorten: bool = False,
+        on_stage: OnStage | None = None,
     ) -> Stream:
         """Answer a conversation piece by piece.
 
@@ -284,7 +290,8 @@ class Model:
         schema, regex, grammar: what the whole answer must match, a JSON schema (a dict or its text), a
         regular expression or a Lark grammar, one of them; the same as params.answer_format.
         max_image_size: cap on the longer side of every picture in pixels. shorten: where the cache has no
-        room for max_tokens but for some, the answer may be as long as there is room, and is not refused. The
+        room for max_tokens but for some, the answer may be as long as there is room, and is not refused.
+        on_stage: told of each picture and each part of the prompt before it is computed (pixedge.stage). The
         prompt is built before this returns, so a bad picture, message, length or format raises here:
         ImageError, MessageError, CapacityError, UsageError.
         """
@@ -300,4 +307,4 @@ class Model:
         if shorten and 0 < (room := self.engine.cache.tokens - len(prompt.ids) + 1) < params.max_tokens:
             params = replace(params, max_tokens=room)
         self.engine.room(len(prompt.ids), params.max_tokens)  # raises where there is none
-        return Stream(self.engine, self.tokenizer, prompt, params, image_decode)
+        return Stream(self.engine, self.tokenizer, prompt, params, image_decode, on_stage)

@@ -11,6 +11,7 @@ from pixedge.kernels.attention import PAGE
 from pixedge.prefix import PageNames, hash_picture
 from pixedge.prompt import Prompt
 from pixedge.sampling import SampledToken, Sampler
+from pixedge.stage import OnStage, Stage
 
 
 @dataclass
@@ -47,7 +48,14 @@ class Request:
     one.
     """
 
-    def __init__(self, prompt: Prompt, sampler: Sampler, room: int, vision: VisionConfig) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        room: int,
+        vision: VisionConfig,
+        on_stage: OnStage | None = None,
+    ) -> None:
         """Prepare an answer of at most ``room`` tokens."""
         self.prompt = prompt
         self.sampler = sampler
@@ -64,6 +72,7 @@ class Request:
         self.finished = False
         self.error: Exception | None = None
         self.watch = Stopwatch()
+        self._on_stage = on_stage
 
     @property
     def prefilling(self) -> bool:
@@ -81,6 +90,18 @@ class Request:
             self.watch.decode += seconds
         else:
             self.watch.first_token += seconds
+
+    def begin_picture(self, picture: Picture) -> None:
+        """Tell whoever watches that a picture goes through the encoder now."""
+        if self._on_stage is not None:
+            height, width = picture.pixels.shape[1:]
+            at = self.pictures.index(picture)
+            self._on_stage(Stage("picture", at, len(self.pictures), (width, height)))
+
+    def begin_chunk(self) -> None:
+        """Tell whoever watches that the next part of the prompt is computed now."""
+        if self._on_stage is not None and self.prefilling:
+            self._on_stage(Stage("prompt", self.held, len(self.prompt.ids)))
 
     def append(self, token: SampledToken) -> None:
         """Add a token to the answer."""

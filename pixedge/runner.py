@@ -56,6 +56,7 @@ class Runner:
                 if encodings == 0:
                     return False
                 encodings -= 1
+                request.begin_picture(picture)
                 start = self.now()
                 found = self.pictures.encode(picture)
                 request.watch.encode += self.now() - start
@@ -64,6 +65,8 @@ class Runner:
 
     def outcomes(self, parts: Parts) -> list[Outcome]:
         """Run the parts; return what came of each request whose text is complete."""
+        for request, _ in parts:
+            request.begin_chunk()
         start = self.now()
         found = self._run(parts)
         seconds = self.now() - start

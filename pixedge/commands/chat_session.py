@@ -1,5 +1,6 @@
 """What happens in a chat: messages are answered and commands obeyed, wherever they come from."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pixedge.commands.chat_settings import change, show, show_changed
 from pixedge.commands.dropped_paths import read_message
 from pixedge.commands.interruption import ctrl_c_ends
 from pixedge.commands.pictures import check_sources, expand_sources, is_url
+from pixedge.commands.stages import show_stages
 from pixedge.conversation import Attachment, Conversation
 from pixedge.errors import PixedgeError, UsageError
 from pixedge.terminal import note, say
@@ -129,15 +131,19 @@ class ChatSession:
     def _answer(self, question: str) -> None:
         """Ask, show the answer as it comes, and add both to the conversation."""
         messages = self.conversation.ask(question)
-        stream = self.model.stream(messages, self.params, shorten=True)
         stopped = False
-        try:
-            with ctrl_c_ends(stream) as interrupted:
-                for piece in stream:
-                    say(piece)
-                stopped = bool(interrupted)
-        finally:
-            say("\n")
+        with contextlib.ExitStack() as bars:
+            on_stage = bars.enter_context(show_stages(self.quiet))
+            stream = self.model.stream(messages, self.params, shorten=True, on_stage=on_stage)
+            try:
+                with ctrl_c_ends(stream) as interrupted:
+                    for piece in stream:
+                        bars.close()
+                        say(piece)
+                    stopped = bool(interrupted)
+            finally:
+                bars.close()
+                say("\n")
         answer = stream.answer
         if not answer.text.strip():
             note("nothing was said; the question is forgotten, its pictures wait for the next one")

@@ -15,7 +15,7 @@ from pixedge.commands import option_values
 from pixedge.commands.standard_input import piped_input
 from pixedge.errors import ImageError, UsageError
 from pixedge.path_patterns import expand_names
-from pixedge.terminal import note
+from pixedge.terminal import Report, note
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,13 +47,16 @@ def check_sources(sources: Sequence[str], allow_url: bool) -> None:
 
 
 def read_pictures(
-    sources: Sequence[str], dpi: int | None = None, longest: Callable[[], int] | None = None
+    sources: Sequence[str],
+    dpi: int | None = None,
+    longest: Callable[[], int] | None = None,
+    report: Report = lambda phase, done, total, detail="": None,
 ) -> tuple[list["Image.Image"], float]:
     """Decode the pictures that sources name, in their order, with a pattern's files where the pattern stood.
 
     A PDF counts as one picture a page; ``report.pdf[2-5]`` takes some of them. dpi: to render pages at; None
     renders them to the size that the model takes. longest: gives that size, the longer side in pixels; it is
-    asked where there is a PDF, and 1024 without it.
+    asked where there is a PDF, and 1024 without it. report: told of each source before it is read.
 
     Returns RGB pictures and the seconds that reading and decoding took, downloads not counted. Raises
     ImageError for the first that cannot be used, and UsageError for pages that are named wrongly and for a
@@ -70,6 +73,7 @@ def read_pictures(
     pictures: list[Image.Image] = []
     seconds, documents = 0.0, 0
     for index, name in enumerate(names):
+        report("reading", index, len(names), name)
         # every source that is still to come holds at least one picture
         room = limits.max_images - len(pictures) - (len(names) - index - 1)
         found = read_source(name, dataclasses.replace(limits, max_images=room), dpi, longest)

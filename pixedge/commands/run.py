@@ -10,6 +10,7 @@ from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.commands.pictures import DPI, check_sources, longest_side, read_pictures
 from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.commands.sampling_options import SamplingOptions, sampling_options
+from pixedge.commands.stages import show_stages
 from pixedge.errors import OutputError, UsageError
 from pixedge.terminal import note, progress, say, show_json
 
@@ -75,12 +76,13 @@ def run(
     folder = options.find(quiet)
     params = sampling.params(logprobs=logprobs)
     cap = options.max_image_size
-    pictures, decode_seconds = read_pictures(question.pictures, dpi, lambda: longest_side(folder, cap))
-
     with progress(quiet=quiet) as report:
+        pictures, decode_seconds = read_pictures(
+            question.pictures, dpi, lambda: longest_side(folder, cap), report
+        )
         loaded = options.load(folder, report)
     messages = conversation(question.text, system, pictures)
-    answer = _answer(loaded, messages, params, options.max_image_size, silent=as_json)
+    answer = _answer(loaded, messages, params, options.max_image_size, silent=as_json, quiet=quiet)
     if as_json:
         result = answer_figures.record(answer, loaded, folder, decode_seconds, time.perf_counter() - start)
         if logprobs is not None:
@@ -98,12 +100,17 @@ def _answer(
     params: "SamplingParams",
     max_image_size: int | None,
     silent: bool,
+    quiet: bool,
 ) -> "Answer":
     """Get the answer, and unless silent write it to standard output as it comes, ended by a line end."""
-    stream = model.stream(messages, params, max_image_size=max_image_size)
     show = (lambda _: None) if silent else say
     try:
-        for piece in stream:
+        with show_stages(quiet) as on_stage:
+            stream = model.stream(messages, params, max_image_size=max_image_size, on_stage=on_stage)
+            pieces = iter(stream)
+            first = next(pieces, "")
+        show(first)
+        for piece in pieces:
             show(piece)
     except (BrokenPipeError, OutputError):
         raise

@@ -24,7 +24,7 @@ from pixedge.serve.driver import Driver, Job, Piece
 from pixedge.serve.errors import Refusal, json_response, refusal
 from pixedge.serve.media import read_pictures
 from pixedge.serve.metrics import Metrics
-from pixedge.serve.replies import Reply, error_event
+from pixedge.serve.replies import PROGRESS, Reply, error_event, stage_comment
 from pixedge.serve.room import Held, Room, busy
 from pixedge.serve.settings import Settings
 from pixedge.serve.stream import EventStream, watched
@@ -90,7 +90,8 @@ class Chat:
             raise
         try:
             async with watched(request.receive, slot.leave, at_end=False):
-                job = await self._start(asked, arrived, slot)
+                watched_stages = asked.stream and request.headers.get(PROGRESS) == "1"
+                job = await self._start(asked, arrived, slot, watched_stages)
                 pieces = await job.pieces()
             if job.cancelled:
                 raise Gone
@@ -148,7 +149,7 @@ class Chat:
             message = f"n is {asked.choices} and this server takes {most} answers at a time; ask for fewer"
             raise Refusal(400, message, param="n", code="invalid_value")
 
-    async def _start(self, asked: ChatRequest, arrived: float, slot: "_Slot") -> Job:
+    async def _start(self, asked: ChatRequest, arrived: float, slot: "_Slot", stages: bool) -> Job:
         """Build the prompt and queue it once for each choice."""
         start = time.perf_counter()
         prompt = await self._in_thread(self._prompt, asked, slot.held)
@@ -160,6 +161,8 @@ class Chat:
         slot.job = job = Job(
             drafts, arrived, asyncio.get_running_loop(), stream=asked.stream, logprobs=asked.logprobs
         )
+        if stages:
+            job.watch_stages()
         if slot.left:
             raise Gone
         await self._in_thread(self._driver.submit, job)
@@ -275,6 +278,8 @@ class Chat:
                 yield b"".join([*data, error_event(error.body())])
                 return
             for piece in pieces:
+                if piece.stage is not None:
+                    data.append(stage_comment(piece.stage))
                 if piece.text or piece.tokens:
                     data.append(reply.piece(piece.choice, piece.text, piece.tokens))
                 if piece.ended:

@@ -25,6 +25,7 @@ from pixedge.request import Request
 from pixedge.sampling import SampledToken, Sampler, SamplingParams
 from pixedge.serve.errors import Refusal
 from pixedge.serve.metrics import Metrics
+from pixedge.stage import Stage
 
 FRAME = 0.02
 
@@ -43,6 +44,8 @@ class Piece:
     tokens: list[SampledToken] = field(default_factory=list)
     ended: bool = False
     error: Exception | None = None
+    stage: Stage | None = None
+    """What begins now, before the choice's first token; such a piece holds nothing else."""
 
 
 class Job:
@@ -86,6 +89,15 @@ class Job:
     def ended(self) -> bool:
         """Whether the last pieces of all choices were taken."""
         return self._open == 0
+
+    def watch_stages(self) -> None:
+        """Let ``pieces`` give the stages of the first choice too; before it is submitted."""
+
+        def tell(stage: Stage) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.deliver, Piece(0, stage=stage))
+
+        self.drafts[0].on_stage = tell
 
     def deliver(self, piece: Piece) -> None:
         """Take a piece, unless its choice has ended; called in the event loop."""

@@ -12,7 +12,11 @@ from typing import Any
 
 from pixedge.model import Answer
 from pixedge.sampling import SampledToken
+from pixedge.stage import Stage
 from pixedge.tokenizer import Tokenizer
+
+PROGRESS = "x-pixedge-progress"
+"""The request's header that asks, with 1, for comments about the stages before the first token."""
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -97,6 +101,12 @@ class Reply:
 def error_event(body: dict[str, Any]) -> bytes:
     """Give the event that ends a stream which failed."""
     return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def stage_comment(stage: Stage) -> bytes:
+    """Give a comment, which clients of server-sent events skip: what begins now, before the first token."""
+    found = {key: value for key, value in vars(stage).items() if value is not None}
+    return b": pixedge " + _bytes(found) + b"\n\n"
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class ScriptedEngine:
     def room(self, prompt_tokens: int, max_tokens: int) -> int:
         return max_tokens
 
-    def submit(self, prompt: Prompt, sampler: Sampler) -> Request:
+    def submit(self, prompt: Prompt, sampler: Sampler, on_stage: object = None) -> Request:
         return Request(Prompt((1,), (), 0), sampler, len(self.ids[: sampler.params.max_tokens]), VISION)
 
     def cancel(self, request: Request) -> None:

@@ -50,7 +50,7 @@ def test_pictures_among_the_words(arguments, images, text, pictures):
         (["none.png What is this?"], ImageError, "none.png does not exist"),
         (["none.png", "What is this?"], ImageError, "none.png does not exist"),
         (["What is in sub/none.png?"], ImageError, "sub/none.png does not exist"),
-        (["photo.png", "What", "is this?"], UsageError, "the question is given in 2 parts, 'What' and 'is this?'"),
+        (["photo.png", "What", "is it?"], UsageError, "in 2 parts, 'What' and 'is it?'"),
         (["photo.png", ""], UsageError, "the question is empty"),
     ],
 )  # fmt: skip

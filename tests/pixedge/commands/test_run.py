@@ -57,7 +57,7 @@ class StandIn:
         options["progress"]("vision", 1, 1)
         return self
 
-    def stream(self, messages, params, *, max_image_size=None, limits=None):
+    def stream(self, messages, params, *, max_image_size=None, limits=None, on_stage=None):
         self.calls.append(SimpleNamespace(messages=messages, params=params, max_image_size=max_image_size))
         return self
 

@@ -3,6 +3,7 @@
 import base64
 import json
 
+import httpx
 import openai
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -285,3 +286,51 @@ def test_models(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=STAR)
     assert caught.value.code == "model_not_found" and "'star'" in caught.value.body["message"]
+
+
+def test_stages_before_the_first_token_are_comments_that_the_client_skips(client, server):
+    """Who asks for them with a header gets them; the chunks are the same, and without it nothing is added."""
+    messages = about("What colour is the star? " * 3, "shapes.png", "first.png")
+    body = {"model": "star", "messages": messages, "temperature": 0, "stream": True}
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    def events(**more):
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json=body, headers=headers | more, timeout=60
+        ) as response:
+            return response.read().decode().split("\n\n")
+
+    plain = events()
+    assert not any(event.startswith(":") for event in plain)
+    told = [
+        json.loads(event.removeprefix(": pixedge "))
+        for event in events(**{"X-Pixedge-Progress": "1"})
+        if event.startswith(":")
+    ]
+    assert told[-1]["name"] == "prompt" and told[-1]["total"] > told[-1]["done"] >= 0
+
+    body["messages"] = about("Now what colour is it?", "second.png", "shapes.png")
+    told = [event for event in events(**{"X-Pixedge-Progress": "1"}) if event.startswith(":")]
+    assert json.loads(told[0].removeprefix(": pixedge ")) | {"size": 0} == {
+        "name": "picture",
+        "done": 0,
+        "total": 2,
+        "size": 0,
+    }
+
+    def text(**options):
+        stream = client.chat.completions.create(**body, **options)
+        return [chunk.choices[0].delta.content for chunk in stream if chunk.choices[0].delta.content]
+
+    assert "".join(text(extra_headers={"X-Pixedge-Progress": "1"})) == "".join(text())
+
+
+def test_a_failure_after_the_first_stage_is_an_event(client):
+    """The status is sent by then; what is refused before anything is computed still has its status."""
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(
+            model="star",
+            messages=[{"role": "user", "content": "x " * 20_000}],
+            stream=True,
+            extra_headers={"X-Pixedge-Progress": "1"},
+        )

@@ -72,7 +72,18 @@ def test_ask_about_a_picture_and_go_on(page, small_server):
         if (text && text !== seen.at(-1)) seen.push(text);
       }).observe(document.getElementById('turns'), { childList: true, subtree: true, characterData: true });
     }""")
+    page.evaluate("""() => {
+      window.stages = new Set();
+      new MutationObserver(() => {
+        document.querySelectorAll('.stage').forEach((line) => stages.add(line.textContent));
+      }).observe(document.getElementById('turns'), { childList: true, subtree: true, characterData: true });
+    }""")
     body = ask(page, "What is <b>this</b>?", SHAPES, CHART)
+    # what went on before the first token: the server's own events, with the seconds since the question
+    stages = "\n".join(page.evaluate("[...stages]"))
+    assert "Reading pictures · 0 s" in stages
+    assert "Encoding picture 2 of 2 (128 × 112)" in stages and re.search(r"Prompt: \d+ tokens, \d+ %", stages)
+    assert page.locator(".stage").count() == 0
     assert page.locator(".turn .question p").text_content() == "What is <b>this</b>?"
     assert page.locator(".turn .question img").evaluate_all(
         "all => all.map(i => [i.alt, i.naturalWidth])"
