@@ -108,8 +108,11 @@ def _check_keywords(place: str, schema: dict[str, Any]) -> None:
             f" {', '.join(sorted(FORMATS))}, or a pattern"
         )
     pattern = schema.get("pattern")
-    looks = isinstance(pattern, str) and _LOOK_AROUND.search(_LETTERS.sub("", pattern))
-    if looks and plain_pattern(pattern) is None:
+    if (
+        isinstance(pattern, str)
+        and _LOOK_AROUND.search(_LETTERS.sub("", pattern)) is not None
+        and plain_pattern(pattern) is None
+    ):
         raise UsageError(
             f"the schema has the 'pattern' {pattern[:80]!r} at {place}, whose look-around pixedge cannot hold"
             " an answer to; write it without"
