@@ -26,7 +26,7 @@ from pixedge.commands.serve import serve
 from pixedge.commands.verify import verify
 from pixedge.errors import PixedgeError
 from pixedge.out_of_memory import out_of_memory
-from pixedge.terminal import complain, flush_streams, open_closed_streams, show
+from pixedge.terminal import complain, flush_streams, open_closed_streams, quiet_libraries, show
 
 _EPILOG = """\
 \b
@@ -53,6 +53,7 @@ class _Pixedge(click.Group):
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
         """Run the command line args (without the program's name) and exit with its code."""
         open_closed_streams()
+        quiet_libraries()
         # An answer may hold any character, and what the terminal cannot show must not end it.
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")

@@ -12,6 +12,7 @@ from pixedge.artifact import load_any_decoder, open_artifact
 from pixedge.budget import plan_load
 from pixedge.byte_size import parse_bytes
 from pixedge.config import ModelConfig
+from pixedge.cuda_fit import driver_too_old
 from pixedge.engine import Engine, EngineOptions
 from pixedge.errors import UsageError
 from pixedge.kernels import int4
@@ -22,6 +23,7 @@ from pixedge.model import Model
 from pixedge.out_of_memory import told
 from pixedge.plan import Plan, Setup
 from pixedge.stored_weights import Layout
+from pixedge.terminal import complain
 from pixedge.tokenizer import Tokenizer
 from pixedge.vision import VisionSession, vision_form
 
@@ -245,6 +247,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and (reason := driver_too_old(torch.version.cuda)):
+            complain(f"the GPU is not used: {reason}; install a newer NVIDIA driver")
     try:
         device = torch.device(name)
     except RuntimeError:  # no device of any kind
@@ -253,6 +257,10 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"device is {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
+            if reason := driver_too_old(torch.version.cuda):
+                raise UsageError(
+                    f"device is {name!r}, but {reason}; install a newer NVIDIA driver, or use the device cpu"
+                )
             raise UsageError(
                 f"device is {name!r}, but torch {torch.__version__} finds no CUDA device; install a CUDA "
                 "build of torch and a driver, or use the device cpu"

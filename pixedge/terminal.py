@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TextIO
 
@@ -211,7 +212,23 @@ def log_to_stderr() -> None:
 
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
+    handler.addFilter(_is_ours)
     logging.basicConfig(handlers=[handler])
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' warnings and log records off standard error, where pixedge says what a user can use.
+
+    Whoever sets python -W or PYTHONWARNINGS sees the warnings.
+    """
+    if not sys.warnoptions:
+        warnings.showwarning = lambda *_, **__: None
+    if logging.lastResort is not None:  # what writes where a program has set up no logging
+        logging.lastResort.addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] in ("pixedge", "pixedge_export", "uvicorn")
 
 
 def _style(text: str, stream: TextIO, styles: dict[str, Any]) -> str:

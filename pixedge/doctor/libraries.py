@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pixedge.cuda_fit import FITS, driver_needed
 from pixedge.doctor.finding import Finding, Subject, green, red, yellow
 from pixedge.doctor.machine import find_driver
 from pixedge.terminal import size
@@ -48,7 +49,8 @@ def check_torch(subject: Subject) -> Iterator[Finding]:
         limit = ".".join(map(str, driver.cuda))
         yield red(
             "torch",
-            f"{name} is built for CUDA {built}, and the driver {driver.version} supports CUDA up to {limit}",
+            f"{name} is built for CUDA {built}, which needs {driver_needed(built)}; the driver is "
+            f"{driver.version}, which supports CUDA up to {limit}",
             "install a newer NVIDIA driver, or a torch for an older CUDA",
         )
         return
@@ -135,7 +137,7 @@ def check_onnxruntime(subject: Subject) -> Iterator[Finding]:
         yield red(
             "onnxruntime",
             f"{name} is built for CUDA {cuda} and torch for CUDA {built}: their libraries differ",
-            f"install a torch for CUDA {cuda}, or an onnxruntime-gpu for CUDA {built}",
+            f"install a torch for CUDA {cuda}, or an onnxruntime-gpu for CUDA {built}{_named_runtime(built)}",
         )
         return
     if missing := _missing_library(Path(onnxruntime.__file__).parent / "capi"):
@@ -219,6 +221,11 @@ def _missing_library(folder: Path) -> str:
         found = re.match(r"(\S+?): cannot open shared object", str(error))
         return found[1] if found else _words(error)
     return ""
+
+
+def _named_runtime(cuda: str) -> str:
+    fit = FITS.get(int(cuda.split(".")[0]))
+    return f": pip install '{fit.onnxruntime}'" if fit else ""
 
 
 def _words(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from pixedge import __version__
+from pixedge.cuda_fit import FITS
 from pixedge.doctor.finding import Finding, Subject, green, red, yellow
 
 # Packages that all install the one folder onnxruntime, so that the last one installed overwrites the others.
@@ -26,7 +27,7 @@ def check_runtimes(subject: Subject) -> Iterator[Finding]:
     """Which package of ONNX Runtime is there, and whether two are."""
     found = {name: version for name in RUNTIMES if (version := _version(name)) is not None}
     names = [f"{name} {version}" for name, version in found.items()]
-    wanted = "onnxruntime-gpu" if "onnxruntime-gpu" in found or subject.gpu else "onnxruntime"
+    wanted = f"'{FITS[13].onnxruntime}'" if "onnxruntime-gpu" in found or subject.gpu else "onnxruntime"
     if not found:
         yield red("onnxruntime package", "none is installed", f"pip install {wanted}")
     elif len(found) > 1:
@@ -39,7 +40,7 @@ def check_runtimes(subject: Subject) -> Iterator[Finding]:
         yield red(
             "onnxruntime package",
             f"{names[0]} has no CUDA, so pictures would be encoded on the CPU",
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+            f"pip uninstall -y onnxruntime && pip install {wanted}",
         )
     else:
         yield green("onnxruntime package", names[0])

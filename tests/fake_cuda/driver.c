@@ -127,6 +127,7 @@ static __thread int current;
 
 cudaError_t cudaGetDeviceCount(int *count) {
     *count = devices;
+    if (cuda_version / 1000 < CUDART_VERSION / 1000) return *count = 0, fail(cudaErrorInsufficientDriver);
     return devices ? cudaSuccess : fail(cudaErrorNoDevice);
 }
 cudaError_t cudaGetDevice(int *device) { return *device = current, 0; }

@@ -29,7 +29,7 @@ def cuda_build(monkeypatch):
 
     def build(cuda="13.0", driver=(13, 0)):
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        monkeypatch.setattr(libraries, "find_driver", lambda: (Driver("580.1", driver, ()), ""))
+        monkeypatch.setattr(libraries, "find_driver", lambda: (Driver("570.1", driver, ()), ""))
 
     return build
 
@@ -47,7 +47,11 @@ def test_a_cpu_build_of_torch_on_a_machine_with_a_gpu(monkeypatch):
 def test_a_driver_that_is_too_old_for_torch(cuda_build):
     cuda_build("13.0", (12, 4))
     finding = one(libraries.check_torch(GPU))
-    assert finding.level == "red" and "supports CUDA up to 12.4" in finding.detail
+    assert finding.level == "red"
+    assert finding.detail.endswith(
+        "is built for CUDA 13.0, which needs a driver of the 580 series or later; the driver is 570.1, which "
+        "supports CUDA up to 12.4"
+    )
     assert "newer NVIDIA driver" in finding.advice
 
 
@@ -101,6 +105,7 @@ def test_torch_and_onnxruntime_for_different_cudas(monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     finding = one(libraries.check_onnxruntime(GPU))
     assert finding.level == "red" and "CUDA 13.0 and torch for CUDA 12.8" in finding.detail
+    assert finding.advice.endswith("pip install 'onnxruntime-gpu>=1.20,<1.27'")
 
 
 def test_a_cpu_build_of_onnxruntime_on_a_machine_with_a_gpu(monkeypatch):

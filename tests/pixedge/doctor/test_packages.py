@@ -43,7 +43,8 @@ def test_packages_of_onnxruntime(installed, versions, subject, level, words):
 def test_two_packages_are_both_taken_away(installed):
     installed(onnxruntime="1.30", onnxruntime_gpu="1.31.1")
     (finding,) = packages.check_runtimes(Subject())
-    assert finding.advice == ("pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu")
+    advice = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu>=1.28,<2'"
+    assert finding.advice == advice
 
 
 def test_versions_out_of_range_and_packages_that_are_missing(installed):
