@@ -3,15 +3,17 @@
 Two files describe the same architecture: Mistral's params.json and the config.json of transformers'
 LlavaForConditionalGeneration. Both readers are strict. A key that says something about the architecture and
 is not known here is an error, and so is a known key with a value that pixedge does not compute; keys that
-cannot change a forward pass are listed by name and skipped.
+cannot change a forward pass are listed in ``pixedge.ignored_keys`` and skipped.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pixedge.errors import CheckpointError, ConfigError
+from pixedge.ignored_keys import HF_BOOKKEEPING, PARAMS_BOOKKEEPING
+from pixedge.recognition import check_folder, check_model
 from pixedge.section import REQUIRED, Section, is_positive, read_json
 
 PARAMS_FILE = "params.json"
@@ -27,20 +29,8 @@ TEKKEN_IMAGE_END_ID = 13
 # Of <s>, </s> and <pad>.
 TEKKEN_BOS_ID, TEKKEN_EOS_ID, TEKKEN_PAD_ID = 1, 2, 11
 
-# Keys of a transformers configuration that cannot change what the forward pass computes.
-# fmt: off
-_HF_BOOKKEEPING = frozenset({
-    "add_cross_attention", "architectures", "attention_dropout", "auto_map", "bos_token_id",
-    "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "dtype",
-    "eos_token_id", "finetuning_task", "id2label", "ignore_index", "image_seq_length",
-    "initializer_range", "is_composition", "is_decoder", "is_encoder_decoder", "label2id",
-    "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "pruned_heads",
-    "quantization_config", "return_dict", "sep_token_id", "task_specific_params", "tf_legacy_loss",
-    "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version",
-    "use_bfloat16", "use_cache",
-})
-# fmt: on
-_PARAMS_BOOKKEEPING = frozenset({"dtype", "max_batch_size"})
+# Where files of different ages put the base of the rotary pairs.
+ROTATION = frozenset({"rope_theta", "rope_parameters", "rope_scaling"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,7 @@ class DecoderConfig:
     """The Mistral decoder; dim, head_dim and ffn_dim in channels, context in tokens.
 
     The query width n_heads * head_dim need not equal dim (Pixtral-12B: 32 * 128 = 4096, dim 5120).
+    stated_context: what the file says, where that is more than the model was trained for; else None.
     """
 
     dim: int
@@ -60,6 +51,7 @@ class DecoderConfig:
     norm_eps: float
     rope_theta: float
     context: int
+    stated_context: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Raise ConfigError when the numbers do not fit together."""
@@ -72,6 +64,15 @@ class DecoderConfig:
             raise ConfigError(
                 f"the decoder's head_dim is {self.head_dim}, but rotary pairs need an even number"
             )
+
+    def context_note(self) -> str | None:
+        """Say which context counts where the file states another; None where it does not."""
+        if self.stated_context is None:
+            return None
+        return (
+            f"the configuration states a context of {self.stated_context:,} tokens, but this is Pixtral-12B, "
+            f"whose context is {self.context:,}: that is used, and --context N goes beyond it"
+        )
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,13 @@ class ModelConfig:
         """
         folder = Path(folder)
         if not folder.is_dir():
+            check_folder(folder)
             raise CheckpointError(f"{folder} is not a folder; give the folder that holds the checkpoint")
         if (folder / PARAMS_FILE).is_file():
             return cls.from_params(read_json(folder / PARAMS_FILE), folder / PARAMS_FILE)
         if (folder / HF_FILE).is_file():
             return cls.from_hf(read_json(folder / HF_FILE), folder / HF_FILE)
+        check_folder(folder)
         raise CheckpointError(
             f"{folder} has neither {PARAMS_FILE} nor {HF_FILE}; give the folder that holds the checkpoint"
         )
@@ -160,6 +163,7 @@ class ModelConfig:
     @classmethod
     def from_params(cls, data: Mapping[str, Any], file: str | Path = PARAMS_FILE) -> "ModelConfig":
         """Read the contents of Mistral's params.json; `file` is named in errors (ConfigError)."""
+        check_model(data, file)
         top = Section(data, file)
         # Both keys name the context; a file that has both means the smaller.
         contexts = [top.integer(key) for key in ("max_position_embeddings", "max_seq_len") if top.has(key)]
@@ -198,7 +202,7 @@ class ModelConfig:
         eye.only("mm_projector_id", "", default="")
         eye.only("add_pre_mm_projector_layer_norm", False, default=False)
         eye.finish(frozenset())
-        top.finish(_PARAMS_BOOKKEEPING)
+        top.finish(PARAMS_BOOKKEEPING)
         return cls._build(decoder, vision, file)
 
     @classmethod
@@ -211,18 +215,22 @@ class ModelConfig:
         not part of the format: Tekken's 12 and 13, unless the file names others as image_break_token_id and
         image_end_token_id. `file` is named in errors (ConfigError).
         """
+        check_model(data, file)
         top = Section(data, file)
         top.only("model_type", "llava", default=None)
         top.only("projector_hidden_act", "gelu", default="gelu")
         top.only("multimodal_projector_bias", True, default=True)
         top.only("vision_feature_layer", -1, default=-2)
         top.only("vision_feature_select_strategy", "full", default="default")
-        top.only("tie_word_embeddings", False, default=False)
 
         text = top.section("text_config")
         text.only("model_type", "mistral", default="llama")
         text.only("hidden_act", "silu", default="silu")
+        # Whole configurations of transformers 4 say true at the top, where only the text's own value counted.
+        if not text.has("tie_word_embeddings"):
+            top.only("tie_word_embeddings", False, default=False)
         text.only("tie_word_embeddings", False, default=False)
+        text.only("pruned_heads", {}, default={}, null={})
         text.only("attention_bias", False, default=False)
         text.only("mlp_bias", False, default=False)
         decoder: dict[str, Any] = {
@@ -237,15 +245,20 @@ class ModelConfig:
         }
         decoder["n_kv_heads"] = text.integer("num_key_value_heads", 8, null=decoder["n_heads"])
         derived = decoder["dim"] // decoder["n_heads"]
-        decoder["head_dim"] = text.integer("head_dim", derived, null=derived)
+        # transformers 4.47 and 4.48 leave head_dim out where it is their class's default of 128, although
+        # they derive an absent one from the width: Pixtral-12B's would be 160, which no tensor has.
+        version = str(data.get("transformers_version", ""))
+        absent = 128 if version.startswith(("4.47.", "4.48.")) else derived
+        decoder["head_dim"] = text.integer("head_dim", absent, null=derived)
         text.window("sliding_window", decoder["context"], default=4096)
         layer_types = ["full_attention"] * decoder["n_layers"]
         text.only("layer_types", layer_types, default=layer_types, null=layer_types)
-        text.finish(_HF_BOOKKEEPING)
+        text.finish(HF_BOOKKEEPING)
 
         eye = top.section("vision_config")
         eye.only("model_type", "pixtral", default="clip_vision_model")
         eye.only("hidden_act", "silu", default="gelu")
+        eye.only("pruned_heads", {}, default={}, null={})
         vision = _vision_numbers(eye, defaults=(1024, 24, 16, 4096, 3, 16, 1024)) | {
             "rope_theta": _hf_theta(eye, "axial"),
             "image_token_id": top.integer(
@@ -257,17 +270,28 @@ class ModelConfig:
         top.only("image_token_index", vision["image_token_id"], default=vision["image_token_id"])
         width = vision["dim"] // vision["n_heads"]
         eye.only("head_dim", width, default=width, null=width)
-        eye.finish(_HF_BOOKKEEPING | {"tie_word_embeddings"})
-        # A vocab_size beside text_config is left over from early LLaVA files and is read by nothing.
-        top.finish(_HF_BOOKKEEPING | {"vocab_size"})
+        eye.finish(HF_BOOKKEEPING | {"tie_word_embeddings"})
+        # What stands beside text_config and again in it is read by nothing: vocab_size in early LLaVA files,
+        # hidden_size for DeepSpeed, and a rotation that GPTQModel 7.7 makes up (theta 10000, whatever the
+        # text's own is). The text's own value counts.
+        beside = text.stated | {"vocab_size"}
+        top.finish(HF_BOOKKEEPING | beside | (ROTATION if beside & ROTATION else set()))
         return cls._build(decoder, vision, file)
 
     @classmethod
     def _build(cls, decoder: dict[str, Any], vision: dict[str, Any], file: str | Path) -> "ModelConfig":
         try:
-            return cls(DecoderConfig(**decoder), VisionConfig(**vision, norm_eps=VISION_NORM_EPS))
+            return cls(
+                _with_trained_context(DecoderConfig(**decoder)),
+                VisionConfig(**vision, norm_eps=VISION_NORM_EPS),
+            )
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
+
+    def reaching(self, tokens: int) -> "ModelConfig":
+        """Give the same model with a context of at least ``tokens``, beyond what it was trained for."""
+        context = max(tokens, self.decoder.context)
+        return replace(self, decoder=replace(self.decoder, context=context))
 
     def to_params(self) -> dict[str, Any]:
         """Give the contents of a params.json that from_params reads back as an equal ModelConfig."""
@@ -391,13 +415,42 @@ def _hf_theta(section: Section, kind: str) -> float:
     return 10_000.0 if theta is None else theta
 
 
+def _with_trained_context(decoder: DecoderConfig) -> DecoderConfig:
+    """Take Pixtral-12B's context where a file of its geometry states a longer one.
+
+    mistral-community/pixtral-12b says 1,024,000, as Mistral-Nemo's first files did. A vocabulary may have
+    grown in a fine-tune; another theta is another model.
+    """
+    trained = PIXTRAL_12B_DECODER
+    same = replace(decoder, context=trained.context, vocab_size=trained.vocab_size, norm_eps=trained.norm_eps)
+    if same != trained or decoder.context <= trained.context:
+        return decoder
+    return replace(decoder, context=trained.context, stated_context=decoder.context)
+
+
 _MOST = {"n_layers": 1024, "n_heads": 4096, "n_kv_heads": 4096, "patch_size": 256, "image_size": 1 << 14}
 
 
 def _check_positive(config: DecoderConfig | VisionConfig) -> None:
     for name, value in vars(config).items():
+        if name == "stated_context":
+            continue
         if not is_positive(value):
             raise ConfigError(f"{name} is {value!r:.60}, but it must be positive")
         # from a stranger's file, and more than a loop over it or memory for it could take
         if isinstance(value, int) and value > (most := _MOST.get(name, 1 << 24)):
             raise ConfigError(f"{name} is {value:,}, and pixedge takes up to {most:,}")
+
+
+PIXTRAL_12B_DECODER = DecoderConfig(
+    dim=5120,
+    n_layers=40,
+    n_heads=32,
+    n_kv_heads=8,
+    head_dim=128,
+    ffn_dim=14336,
+    vocab_size=131_072,
+    norm_eps=1e-5,
+    rope_theta=1e9,
+    context=DEFAULT_CONTEXT,
+)

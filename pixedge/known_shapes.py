@@ -1,20 +1,9 @@
 """Geometries that are known by a name, for what is asked before there is a checkpoint."""
 
-from pixedge.config import DecoderConfig, ModelConfig, VisionConfig
+from pixedge.config import PIXTRAL_12B_DECODER, DecoderConfig, ModelConfig, VisionConfig
 
 PIXTRAL_12B = ModelConfig(
-    DecoderConfig(
-        dim=5120,
-        n_layers=40,
-        n_heads=32,
-        n_kv_heads=8,
-        head_dim=128,
-        ffn_dim=14336,
-        vocab_size=131_072,
-        norm_eps=1e-5,
-        rope_theta=1e9,
-        context=131_072,
-    ),
+    PIXTRAL_12B_DECODER,
     VisionConfig(
         dim=1024,
         n_layers=24,

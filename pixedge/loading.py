@@ -1,8 +1,10 @@
 """``pixedge.load``: an exported folder to a model that answers."""
 
 import functools
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -66,7 +68,8 @@ def load(
     ``device``. threads: CPU threads, by default all cores. kv_cache: "16bit" keeps keys and values in dtype,
     "8bit" in half of the memory of a 16-bit dtype; "auto" is 8bit where dtype has 16 bits. context: tokens
     that the cache holds, of all answers under way together; by default the model's context or what memory
-    allows (see pixedge.memory). max_image_size: cap on the longer side of every picture, in pixels.
+    allows (see pixedge.memory); one answer at a time (max_requests=1) may go beyond the model's context where
+    more is given. max_image_size: cap on the longer side of every picture, in pixels.
     max_requests: answers under way at a time. vram_limit: most memory of ``device`` to take, bytes or text
     such as "24GiB"; by default what is free. progress(phase, done, total) reports loading.
     Raises UsageError for an argument, ArtifactError or CheckpointError for a folder that is incomplete or
@@ -95,6 +98,10 @@ def load(
         if threads < 1:
             raise UsageError(f"threads is {threads}; give 1 or more")
         torch.set_num_threads(threads)
+    if context is not None and context > artifact.config.decoder.context and max_requests == 1:
+        artifact = replace(artifact, config=artifact.config.reaching(context))
+    elif note := artifact.config.decoder.context_note():
+        print(f"pixedge: {note}", file=sys.stderr)
     plan = plan_model(
         artifact.config,
         artifact.folder,

@@ -35,7 +35,7 @@ class Question:
 class Outlook:
     """The answer.
 
-    model_context: the most tokens that the model knows. problems: sentences, none where it fits.
+    model_context: the most tokens that the model was trained for. problems: sentences, none where it fits.
     picture_tokens: of one picture. prompt_tokens: of the pictures and 64 tokens of text. largest_context:
     that memory and model allow with this batch; most_pictures: that the context (asked for, or the largest)
     holds of this size; largest_batch: answers of this context, 16 at most; largest_image_size: the
@@ -90,7 +90,11 @@ class Outlook:
 def look_ahead(
     config: ModelConfig, setup: Setup, asked: Question, limit: int | None, machine: Machine | None
 ) -> Outlook:
-    """Answer a question for a device of ``limit`` bytes and a machine's limits; None where unknown."""
+    """Answer a question for a device of ``limit`` bytes and a machine's limits; None where unknown.
+
+    A context that is asked for beyond the model's own is planned as asked.
+    """
+    own, config = config.decoder.context, config.reaching(asked.context or 0)
     size = _brought_down(asked.picture, asked.max_image_size)
     each = picture_tokens(config, *size)
     needed = asked.pictures * each + TEXT
@@ -127,7 +131,7 @@ def look_ahead(
         )
     return Outlook(
         plan=plan,
-        model_context=config.decoder.context,
+        model_context=own,
         problems=tuple(_problems(config, asked, plan, each, most)),
         picture_tokens=each if asked.pictures else 0,
         prompt_tokens=needed,
@@ -153,8 +157,6 @@ def _problems(config: ModelConfig, asked: Question, plan: Plan, each: int, most:
             f"{count} of {each:,} tokens and {TEXT} tokens of text are {pictures + TEXT:,} tokens, and the "
             f"context is {context:,}"
         )
-    if context > own:
-        found.append(f"a context of {context:,} tokens is asked for, and the model's holds {own:,}")
     if not plan.fits:
         found.append(
             f"{write_bytes(plan.total)} are needed, and {write_bytes(plan.limit or 0)} may be taken"

@@ -10,6 +10,7 @@ from typing import Final
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
 from pixedge.errors import CheckpointError
 from pixedge.hub import Listing, RemoteFile, Repository
+from pixedge.recognition import ADAPTER, check_model, quantised_with
 from pixedge.terminal import size
 
 TOKENIZER_FILE: Final = "tekken.json"
@@ -73,9 +74,12 @@ def _find_layout(repository: Repository, listing: Listing) -> tuple[str, list[st
         if config_name in listing.files and weights:
             return config_name, weights
     if HF_FILE in listing.files:
-        config = _read_json(repository, listing, HF_FILE, {})
-        if isinstance(config, dict) and config.get("quantization_config"):
-            _refuse_quantised(repository.repo_id)
+        _refuse(repository.repo_id, HF_FILE, _read_json(repository, listing, HF_FILE, {}))
+    if ADAPTER in listing.files:
+        raise CheckpointError(
+            f"{repository.repo_id} holds a LoRA adapter ({ADAPTER}) without the weights that it adapts; "
+            "merge it into them with peft (merge_and_unload, save_pretrained) and export the merged folder"
+        )
     raise CheckpointError(
         f"{repository.repo_id} has neither {PARAMS_FILE} with consolidated*.safetensors nor {HF_FILE} with "
         f"model*.safetensors, but {_summary(listing.files)}; pull a repository in one of these layouts, such "
@@ -106,22 +110,20 @@ def _read_json(repository: Repository, listing: Listing, name: str, contents: di
 
 def _check_config(repo_id: str, name: str, config: object) -> None:
     """Refuse what export would refuse, before the weights are fetched."""
-    data = config if isinstance(config, dict) else {}
-    if data.get("quantization_config"):
-        _refuse_quantised(repo_id)
-    if data.get("quantization"):
-        raise CheckpointError(
-            f"{repo_id} holds weights that are quantised already ({name}); pull the 16-bit original"
-        )
+    _refuse(repo_id, name, config)
     read = ModelConfig.from_params if name == PARAMS_FILE else ModelConfig.from_hf
     read(config, f"{repo_id}: {name}")  # type: ignore[arg-type]  # what is no object is an error that it raises
 
 
-def _refuse_quantised(repo_id: str) -> None:
-    raise CheckpointError(
-        f"{repo_id} holds weights that are quantised already; fetch it with hf download and give the folder "
-        "to pixedge import, or pull the 16-bit original"
-    )
+def _refuse(repo_id: str, name: str, config: object) -> None:
+    """Refuse another model, and weights that are quantised already."""
+    check_model(config, f"{repo_id}: {name}")
+    if not (method := quantised_with(config)):
+        return
+    remedy = "pull the 16-bit original"
+    if method == "GPTQ":
+        remedy = f"fetch it with hf download and give the folder to pixedge import, or {remedy}"
+    raise CheckpointError(f"{repo_id} holds weights that are quantised already ({method}, {name}); {remedy}")
 
 
 def _indexed(repo_id: str, name: str, index: object, weights: list[str]) -> list[str]:

@@ -34,6 +34,11 @@ class Section:
         """Tell whether the key is there and not null."""
         return self._data.get(key) is not None
 
+    @property
+    def stated(self) -> frozenset[str]:
+        """Give the keys that are there and not null."""
+        return frozenset(key for key, value in self._data.items() if value is not None)
+
     def section(self, key: str) -> "Section":
         """Give the JSON object under a key."""
         return Section(self._take(key, REQUIRED), self._file, f"{self._path}{key}.")

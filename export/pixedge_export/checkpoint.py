@@ -19,6 +19,7 @@ import torch
 from pixedge.config import HF_FILE, PARAMS_FILE, ModelConfig
 from pixedge.errors import CheckpointError
 from pixedge.plain_name import is_plain_name
+from pixedge.recognition import check_folder, check_model, quantised_with
 from pixedge.section import read_json
 from pixedge_export.canonical import (
     expected_shapes,
@@ -137,10 +138,12 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     layout = _find_layout(folder)
     data = read_json(folder / _CONFIG[layout])
-    if isinstance(data, dict) and (data.get("quantization_config") or data.get("quantization")):
+    check_model(data, folder / _CONFIG[layout])
+    if method := quantised_with(data):
+        remedy = "; 4-bit GPTQ weights are taken by pixedge import" if method == "GPTQ" else ""
         raise CheckpointError(
-            f"{folder / _CONFIG[layout]} says that these weights are quantised already; "
-            "give the original 16-bit checkpoint"
+            f"{folder / _CONFIG[layout]} says that these weights are quantised already ({method}); "
+            f"give the original 16-bit checkpoint{remedy}"
         )
     read = ModelConfig.from_params if layout == "mistral" else ModelConfig.from_hf
     config = read(data, folder / _CONFIG[layout])
@@ -201,6 +204,7 @@ def save_checkpoint(
 
 
 def _find_layout(folder: Path) -> Layout:
+    check_folder(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds the checkpoint")
     layouts: tuple[Layout, ...] = ("mistral", "hf")

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pixedge.config import ModelConfig
+
 
 @dataclass(frozen=True)
 class Event:
@@ -15,3 +17,9 @@ class Event:
 
 
 Reporter = Callable[[Event], None]
+
+
+def tell_context(config: ModelConfig, report: Reporter) -> None:
+    """Tell which context counts, where the source states another."""
+    if told := config.decoder.context_note():
+        report(Event("context", 1, 1, told))

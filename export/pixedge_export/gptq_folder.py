@@ -17,6 +17,7 @@ from pixedge.artifact import ZERO_OFFSETS
 from pixedge.config import HF_FILE, ModelConfig
 from pixedge.errors import CheckpointError
 from pixedge.packing import BITS, NIBBLES, natural_groups
+from pixedge.recognition import check_folder, check_model
 from pixedge.section import read_json
 from pixedge.tensor_shapes import exported_shapes
 from pixedge_export.checkpoint import Checkpoint, module_to_hub, weight_files
@@ -76,15 +77,17 @@ def open_gptq_folder(folder: str | Path) -> GptqFolder:
     run; ConfigError for an architecture that it does not support.
     """
     folder = Path(folder)
+    check_folder(folder)
     if not (folder / HF_FILE).is_file():
         what = f"has no {HF_FILE}" if folder.is_dir() else "is not a folder"
         raise CheckpointError(f"{folder} {what}; give the folder that GPTQModel or AutoGPTQ wrote")
     data = read_json(folder / HF_FILE)
     if not isinstance(data, dict):
         raise CheckpointError(f"{folder / HF_FILE} is not a JSON object; fetch it again")
+    check_model(data, folder / HF_FILE)
     quantization = _quantization(folder, data)
     group_size, checkpoint_format = _check_quantization(folder, quantization)
-    config = ModelConfig.from_hf(_without_copy(data), folder / HF_FILE)
+    config = ModelConfig.from_hf(data, folder / HF_FILE)
     files = weight_files(folder, _stem(folder))
     found: dict[str, StoredTensor] = {}
     for file in files:
@@ -101,13 +104,6 @@ def open_gptq_folder(folder: str | Path) -> GptqFolder:
         if name in found:
             _check_tensor(found[name], shape, group_size)
     return GptqFolder(checkpoint, group_size, checkpoint_format, data, quantization, shapes)
-
-
-def _without_copy(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the copy of the decoder's rotation that GPTQModel puts at the top, where nothing reads it."""
-    text = data.get("text_config")
-    rotation = text.get("rope_parameters") if isinstance(text, dict) else None
-    return {key: value for key, value in data.items() if key != "rope_parameters" or value != rotation}
 
 
 def _quantization(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

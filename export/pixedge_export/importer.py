@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pixedge import __version__
 from pixedge.artifact import IMPORTED, PACKED, ZERO_OFFSETS, fill
-from pixedge.config import HF_FILE, PARAMS_FILE
+from pixedge.config import HF_FILE, PARAMS_FILE, ROTATION
 from pixedge.decoder import DecoderLayer, WholeSequences
 from pixedge.errors import ArtifactError, CheckpointError, ExportError, UsageError
 from pixedge.loading import choose_device
@@ -29,7 +29,7 @@ from pixedge.tokenizer import Prompt, Tokenizer
 from pixedge_export.checkpoint import TOKENIZER_FILE
 from pixedge_export.destination import destination, empty
 from pixedge_export.encoder import VisionEncoder, encode, load_encoder
-from pixedge_export.events import Event, Reporter
+from pixedge_export.events import Event, Reporter, tell_context
 from pixedge_export.gptq_folder import QUANTIZE_FILE, GptqFolder, open_gptq_folder
 from pixedge_export.journal import read_journal
 from pixedge_export.known_picture import known_conversation, known_embeddings, known_scores
@@ -81,6 +81,7 @@ def import_folder(
             raise UsageError(f"threads is {threads}; give 1 or more")
         torch.set_num_threads(threads)
     gptq = open_gptq_folder(source)
+    tell_context(gptq.config, report)
     tokenizer = Tokenizer(_find_tekken(source, tekken), gptq.config.vision, gptq.config.decoder.vocab_size)
     n_bytes = gptq.checkpoint.nbytes() + _OTHER_FILES_BYTES
     with destination(out, n_bytes, force=force, source=source) as folder:
@@ -184,7 +185,7 @@ class _Run:
         whole = {key: ours[key] for key in ("lm_head", "modules_in_block_to_quantize", "dynamic")}
         whole |= {key: value for key, value in self.source.quantization.items() if value is not None}
         whole |= {"quant_method": "gptq", "checkpoint_format": self.source.checkpoint_format}
-        write_json(self.folder / HF_FILE, dict(self.source.hf_config) | {"quantization_config": whole})
+        write_json(self.folder / HF_FILE, _true_config(self.source) | {"quantization_config": whole})
 
     def _write_vision(self, writer: ShardWriter) -> None:
         """Write the encoder's float16 shard and its graphs, and check them against torch."""
@@ -246,6 +247,15 @@ class _Run:
 
         name = checkpoint.folder.resolve().name
         return {"name": name, "layout": checkpoint.layout, "sha256": checkpoint.digest(step)}
+
+
+def _true_config(source: GptqFolder) -> dict[str, Any]:
+    """Give config.json without a rotation beside the text's own, and with the context that counts."""
+    config = {key: value for key, value in source.hf_config.items() if key not in ROTATION}
+    context = source.config.decoder.context
+    if source.config.decoder.stated_context is not None:
+        config["text_config"] = config["text_config"] | {"max_position_embeddings": context}
+    return config
 
 
 def _check_same_tokens(made: Path, found: Path, tekken: Path) -> None:

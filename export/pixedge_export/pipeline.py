@@ -40,7 +40,7 @@ from pixedge_export.decoder_export import DecoderExport
 from pixedge_export.destination import destination, empty
 from pixedge_export.encoder import VisionEncoder, load_encoder
 from pixedge_export.estimate import estimate
-from pixedge_export.events import Event, Reporter
+from pixedge_export.events import Event, Reporter, tell_context
 from pixedge_export.journal import Journal, describe_difference, read_journal
 from pixedge_export.known_picture import known_conversation, known_embeddings
 from pixedge_export.layers import Recipe
@@ -93,6 +93,7 @@ def export(
             raise UsageError(f"threads is {threads}; give 1 or more")
         torch.set_num_threads(threads)
     checkpoint = open_checkpoint(source)
+    tell_context(checkpoint.config, report)
     recipe.check_fits(checkpoint.config)
     tokenizer = Tokenizer(
         checkpoint.tokenizer_file(), checkpoint.config.vision, checkpoint.config.decoder.vocab_size

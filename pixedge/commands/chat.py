@@ -68,7 +68,7 @@ def chat(
     from pixedge.commands.chat_session import ChatSession
 
     with progress(quiet=quiet) as report:
-        model = options.load(folder, report)
+        model = options.load(folder, report, max_requests=1)
     session = ChatSession(model, params, system=system, allow_url=allow_url, dpi=dpi, quiet=quiet)
     if transcript is not None:
         session.take(f"/load {transcript}")

@@ -8,7 +8,7 @@ from pixedge.commands.model_options import MAX_IMAGE_SIZE, MODEL, ModelOptions
 from pixedge.commands.pictures import DPI, check_sources, expand_sources, read_pictures
 from pixedge.commands.question import check_text, conversation, read_question
 from pixedge.errors import ArtifactError
-from pixedge.terminal import show, show_json, table
+from pixedge.terminal import note, show, show_json, table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,6 +61,8 @@ def count(
     from pixedge.tokenizer import Tokenizer
 
     config = ModelConfig.load(folder)
+    if told := config.decoder.context_note():
+        note(told)
     tekken = folder / "tekken.json"
     if not tekken.is_file():
         raise ArtifactError(f"{folder} has no tekken.json, by which text is counted; give another folder")

@@ -14,6 +14,7 @@ from pixedge.commands.pull import pull_with_progress
 from pixedge.errors import CheckpointError, ExportError
 from pixedge.last_export import write_last_export
 from pixedge.pull import looks_like_repository
+from pixedge.recognition import check_folder
 from pixedge.terminal import note, note_json, progress, show, show_json, size, table
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _checkpoint(source: str, *, quiet: bool) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
+    check_folder(folder)
     # models/pixtrall is a slip in a path, not somebody's repository
     if looks_like_repository(source) and not Path(folder.parts[0]).exists():
         return pull_with_progress(source, quiet=quiet)

@@ -22,6 +22,7 @@ import click
 from pixedge.commands import option_values
 from pixedge.errors import ArtifactError, UsageError
 from pixedge.last_export import read_last_export
+from pixedge.recognition import check_folder
 from pixedge.terminal import note
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ModelOptions:
                 "no model was exported yet; run 'pixedge export CHECKPOINT' once, or give --model DIR"
             )
         if not folder.is_dir():
+            check_folder(folder)
             raise ArtifactError(
                 f"{folder} ({origin}) is not a folder; give one that pixedge export made, or export again"
             )

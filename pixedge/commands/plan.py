@@ -12,7 +12,8 @@ import click
 from pixedge.commands import option_values
 from pixedge.commands.model_options import KV_CACHE, MAX_IMAGE_SIZE, VRAM_LIMIT
 from pixedge.errors import UsageError
-from pixedge.terminal import show, show_json
+from pixedge.recognition import check_folder
+from pixedge.terminal import note, show, show_json
 
 if TYPE_CHECKING:
     from pixedge.config import ModelConfig
@@ -94,6 +95,7 @@ def plan(
     from pixedge.outlook import Question, look_ahead
 
     subject = _subject(model)
+    _tell_context(subject.config, context)
     where = _target(device, card, vram_limit, bandwidth, tflops)
     pictures, size = _images(images, subject.config)
     question = Question(context, pictures, size, max_image_size, batch)
@@ -136,6 +138,7 @@ def _subject(model: str) -> _Subject:
 
     folder = Path(model)
     if not folder.is_dir():
+        check_folder(folder)
         if model.lower() not in SHAPES:
             raise UsageError(
                 f"{model} is no folder and no known shape; give an exported folder, a checkpoint folder "
@@ -148,6 +151,18 @@ def _subject(model: str) -> _Subject:
         return _Subject(config)
     recipe = read_json(manifest).get("recipe", {})
     return _Subject(config, int(recipe.get("group_size", 128)), recipe.get("method") == "imported")
+
+
+def _tell_context(config: "ModelConfig", asked: int | None) -> None:
+    """Say which context is the model's own, where the file or --context has a longer one."""
+    own = config.decoder.context
+    if asked is not None and asked > own:
+        note(
+            f"a context of {asked:,} tokens goes beyond the {own:,} that the model was trained for; answers "
+            "may be poor there"
+        )
+    elif told := config.decoder.context_note():
+        note(told)
 
 
 def _images(text: str | None, config: "ModelConfig") -> tuple[int, tuple[int, int]]:

@@ -99,6 +99,8 @@ def _memory(outlook: "Outlook") -> list[str]:
 
 def _largest(asked: "Question", outlook: "Outlook") -> list[str]:
     bound = "the model's own" if outlook.largest_context == outlook.model_context else "what memory holds"
+    if outlook.largest_context > outlook.model_context:
+        bound = f"beyond the {outlook.model_context:,} that the model was trained for"
     found = [f"largest context: {outlook.largest_context:,} tokens ({bound})"]
     if asked.pictures:
         room = outlook.plan.workload.context

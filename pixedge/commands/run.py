@@ -80,7 +80,7 @@ def run(
         pictures, decode_seconds = read_pictures(
             question.pictures, dpi, lambda: longest_side(folder, cap), report
         )
-        loaded = options.load(folder, report)
+        loaded = options.load(folder, report, max_requests=1)
     messages = conversation(question.text, system, pictures)
     answer = _answer(loaded, messages, params, options.max_image_size, silent=as_json, quiet=quiet)
     if as_json:

@@ -1,5 +1,6 @@
 """pixedge.load: its arguments, its progress and what comes of them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from PIL import Image
 
 import pixedge
+from pixedge import config
 from pixedge.errors import ArtifactError, CapacityError, CheckpointError, UsageError
 from pixedge.linear import Int4Linear
 from pixedge.loading import choose_device
-from tests.small_exports import CONFIG, small_export
+from tests.small_exports import CONFIG, alter_json, hash_again, small_export
 
 QUESTION = [{"role": "user", "content": "What is in this picture?"}]
 
@@ -75,6 +77,34 @@ def test_the_cache_is_what_was_asked_for(
 def test_the_whole_context_is_the_default(folder: Path) -> None:
     model = pixedge.load(folder, device="cpu")
     assert model.engine.cache.tokens == -(-CONFIG.decoder.context // 16) * 16
+
+
+def test_one_answer_at_a_time_goes_beyond_the_models_context_on_request(folder: Path) -> None:
+    """With several at a time --context is the room that they share: each keeps to the model's."""
+    long = [{"role": "user", "content": "word " * 700}]
+    params = pixedge.SamplingParams(max_tokens=3)
+    with pytest.raises(CapacityError, match="the model's context holds 600"):
+        pixedge.load(folder, device="cpu", context=1600).generate(long, params)
+    model = pixedge.load(folder, device="cpu", context=1600, max_requests=1)
+    assert model.config.decoder.context == 1600 == model.engine.cache.tokens
+    answer = model.generate(long, params)
+    assert answer.prompt_tokens > 700 and answer.completion_tokens > 0
+    with pytest.raises(CapacityError, match="the model's context holds 1,600"):
+        model.generate([{"role": "user", "content": "word " * 1700}], params)
+
+
+def test_an_earlier_export_that_states_too_long_a_context(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What mistral-community/pixtral-12b says went into exports; the cache was eight times too large."""
+    shutil.copytree(folder, tmp_path / "export")
+    alter_json(tmp_path / "export" / "params.json", lambda data: data.update(max_position_embeddings=4800))
+    hash_again(tmp_path / "export")
+    monkeypatch.setattr(config, "PIXTRAL_12B_DECODER", CONFIG.decoder)
+    model = pixedge.load(tmp_path / "export", device="cpu")
+    assert model.engine.cache.tokens == 608
+    told = capsys.readouterr().err
+    assert told.count("states a context of 4,800 tokens") == 1 == told.count("\n")
 
 
 def test_the_plan_is_what_is_taken(folder: Path) -> None:

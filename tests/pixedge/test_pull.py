@@ -477,7 +477,9 @@ def test_neither_layout(hub, names, said):
 def test_quantised_weights_are_for_import(hub, layouts, weights):
     config = json.loads(layouts["hf"]["config.json"]) | {"quantization_config": {"quant_method": "gptq"}}
     hub.repositories[REPO] = {"config.json": json.dumps(config).encode(), weights: bytes(9)}
-    with pytest.raises(CheckpointError, match=r"quantised already; .* to pixedge import"):
+    with pytest.raises(
+        CheckpointError, match=r"quantised already \(GPTQ, config\.json\); .* to pixedge import"
+    ):
         pull(REPO)
     assert hub.fetched() == ["config.json"] and not Path("models").exists()
 

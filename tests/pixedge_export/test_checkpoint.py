@@ -341,7 +341,10 @@ def test_unsupported_config(mistral: Path) -> None:
 
 def test_quantised_checkpoint(hf: Path) -> None:
     (hf / "config.json").write_text(json.dumps(CONFIG.to_hf() | {"quantization_config": {"bits": 4}}))
-    assert "config.json says that these weights are quantised already; give the original" in refusal(hf)
+    assert (
+        "config.json says that these weights are quantised already (an unnamed method); give the"
+        in refusal(hf)
+    )
 
 
 def test_missing_tensors_are_named_and_counted(mistral: Path) -> None:

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pixedge
+from pixedge import config
 from pixedge.artifact import INDEX, MANIFEST, open_artifact
 from pixedge.commands.import_ import import_
 from pixedge.engine import Engine
 from pixedge.errors import CheckpointError, ExportError, PixedgeError, UsageError
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.verify import verify_artifact
+from pixedge_export.events import Event
 from pixedge_export.gptq_folder import open_gptq_folder
 from pixedge_export.importer import import_folder
 from pixedge_export.known_picture import known_conversation
@@ -284,10 +286,41 @@ def test_tensors_that_cannot_be_run(
     assert "\n" not in str(raised.value) and str(source) in str(raised.value)
 
 
-def test_another_rotation_at_the_top_is_not_skipped(source: Path) -> None:
-    alter_json(source / "config.json", lambda data: data["rope_parameters"].update(rope_theta=7.0))
-    with pytest.raises(PixedgeError, match="rope_parameters is"):
-        open_gptq_folder(source)
+def test_a_made_up_rotation_at_the_top_is_left_out(source: Path, tmp_path: Path) -> None:
+    """GPTQModel 7.7 writes theta 10000 there whatever the text's own is; every real folder was refused."""
+
+    def change(data: dict) -> None:
+        data["text_config"]["rope_parameters"]["rope_theta"] = 1e9
+        data["rope_parameters"] = {"rope_theta": 10_000.0, "rope_type": "default"}
+
+    alter_json(source / "config.json", change)
+    out = import_folder(source, tmp_path / "out", threads=1, device="cpu")
+    assert open_artifact(out).config.decoder.rope_theta == 1e9
+    written = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert "rope_parameters" not in written
+    assert written["text_config"]["rope_parameters"]["rope_theta"] == 1e9
+
+
+def test_the_context_that_counts_is_written_and_told_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of Pixtral-12B's geometry whose file states eight times its context; small weights stand in."""
+    monkeypatch.setattr(config, "PIXTRAL_12B_DECODER", CONFIG.decoder)
+    stated = 8 * CONFIG.decoder.context
+    alter_json(
+        source / "config.json", lambda data: data["text_config"].update(max_position_embeddings=stated)
+    )
+    told: list[str] = []
+
+    def report(event: Event) -> None:
+        if event.phase == "context":
+            told.append(event.detail)
+
+    out = import_folder(source, tmp_path / "out", threads=1, device="cpu", report=report)
+    assert len(told) == 1 and "states a context of 4,800 tokens" in told[0] and "is 600:" in told[0]
+    for file in ("params.json", "config.json"):
+        written = json.loads((out / file).read_text(encoding="utf-8"))
+        assert written.get("text_config", written)["max_position_embeddings"] == 600
 
 
 def test_no_gptq_folder(source: Path, tmp_path: Path) -> None:
@@ -299,14 +332,14 @@ def test_no_gptq_folder(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="none is not a folder; give the folder that GPTQModel"):
         open_gptq_folder(tmp_path / "none")
     alter_json(source / "config.json", lambda data: data.update(model_type="llama"))
-    assert 'model_type is "llama"; pixedge supports only "llava"' in refusal()
+    assert 'this looks like Llama (text only) (model_type "llama")' in refusal()
+    alter_json(source / "config.json", lambda data: data.update(model_type="llava"))
     alter_json(source / "config.json", lambda data: data.pop("quantization_config"))
     assert refusal().endswith(f"so its weights are not quantised; make 4-bit ones: pixedge export {source}")
     alter_json(
         source / "config.json", lambda data: data.update(quantization_config={"bits": 4, "group_size": 32})
     )
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    alter_json(source / "config.json", lambda data: data.update(model_type="llava"))
     assert "has no weights in safetensors files" in refusal()
     (source / "config.json").unlink()
     assert refusal() == f"{source} has no config.json; give the folder that GPTQModel or AutoGPTQ wrote"

@@ -89,7 +89,7 @@ def test_what_is_left_and_what_else_would_fit():
         (("--vram", "12GiB", "--context", "65536"), "14.00 GiB are needed, and 12.00 GiB may be taken"),
         (
             ("--vram", "24GiB", "--context", "200000", "--kv", "8bit"),
-            "a context of 200,000 tokens is asked for, and the model's holds 131,072",
+            "24.52 GiB are needed, and 24.00 GiB may be taken",
         ),
         (
             ("--vram", "24GiB", "--context", "4000"),
