@@ -175,6 +175,7 @@ def test_every_option_arrives(ask, model, folder):
         "context": 2048,
         "max_image_size": 512,
         "vram_limit": 24 << 30,
+        "max_requests": 1,
     }
     call = model.calls[0]
     assert call.max_image_size == 512
@@ -205,6 +206,7 @@ def test_defaults_are_the_library_s(ask, model):
         "context": None,
         "max_image_size": None,
         "vram_limit": None,
+        "max_requests": 1,  # one answer at a time
         "progress": None,
     }
 
