@@ -37,6 +37,7 @@ _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 # Larger pictures are resized in bands: in one piece they take 12 bytes a pixel as float32.
 _BANDS_ABOVE = 1 << 23
+_BAND = 1 << 21
 
 
 class TooManyPixelsError(ImageError):
@@ -62,15 +63,19 @@ class ImageLimits:
             )
 
 
-@dataclass(frozen=True)
-class FittedPicture:
-    """A picture at the size at which the encoder looks at it.
+class FittedPicture(Image.Image):
+    """A picture of which only what the encoder looks at is left.
 
-    size: width and height that the file has. pixels: as `to_pixels` makes them, float32 [3, H, W].
+    It has the size of its file, goes wherever an RGB picture goes on its way to the tokenizer, and carries
+    ``pixels``, float32 [3, H, W], as `fit_pixels` makes them. Its own pixels are gone: Pillow can do nothing
+    with it.
     """
 
-    size: tuple[int, int]
-    pixels: np.ndarray
+    def __init__(self, size: tuple[int, int], pixels: np.ndarray) -> None:
+        """Take what the other process made."""
+        super().__init__()
+        self._mode, self._size = "RGB", size
+        self.pixels = pixels
 
 
 def read_image(source: bytes | Path | BinaryIO, name: str, limits: ImageLimits) -> Image.Image:
@@ -237,7 +242,7 @@ def _resize_channel(image: Image.Image, channel: int, width: int, height: int) -
     tall = image.height > image.width
     long, short = max(image.size), min(image.size)
     narrow = np.empty((height, short) if tall else (short, width), np.float32)
-    lines = max(1, _BANDS_ABOVE // long)
+    lines = max(1, _BAND // long)
     for start in range(0, short, lines):
         end = min(start + lines, short)
         box = (start, 0, end, long) if tall else (0, start, long, end)

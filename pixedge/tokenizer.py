@@ -16,12 +16,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from mistral_common.exceptions import MistralCommonException
-from mistral_common.protocol.instruct.chunk import ContentChunk, ImageChunk, TextChunk
+from mistral_common.protocol.instruct.chunk import ContentChunk, ImageChunk, ImageURLChunk, TextChunk
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.normalize import get_normalizer
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
-from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
+from mistral_common.tokens.tokenizers.image import (
+    ImageConfig,
+    ImageEncoder,
+    ImageEncoding,
+    SpecialImageIDs,
+)
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
@@ -29,7 +34,7 @@ from pixedge.answer_format import AnswerFormat
 from pixedge.config import VisionConfig
 from pixedge.constraint import Constraint, Vocabulary
 from pixedge.errors import CheckpointError, MessageError, UsageError
-from pixedge.image import ImageLimits
+from pixedge.image import FittedPicture, ImageLimits, fit_pixels
 from pixedge.messages import Messages, Turn, read_messages
 from pixedge.prompt import Prompt as Prompt
 from pixedge.section import read_json
@@ -138,7 +143,7 @@ class Tokenizer:
         """Give mistral_common's tokenizer with the model's grid; cheap, and no state is shared by callers."""
         instruct = copy.copy(self._base.instruct_tokenizer)
         config = ImageConfig(self.vision.patch_size, max_image_size)
-        instruct.image_encoder = ImageEncoder(config, self._image_ids)
+        instruct.image_encoder = _PictureEncoder(config, self._image_ids)
         version = self._tekken.version
         return MistralTokenizer(
             instruct,
@@ -197,6 +202,23 @@ def _check_size(file: Path) -> None:
                 f"{file}: config.{key} is {value:,}, expected up to {MAX_VOCABULARY:,}; copy the tekken.json"
                 " that belongs to the checkpoint again"
             )
+
+
+class _PictureEncoder(ImageEncoder):
+    """mistral_common's, but for the resizing, which is in bands or was done where the picture was decoded."""
+
+    def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
+        """Return the tokens and the pixels of a decoded picture."""
+        assert isinstance(content, ImageChunk), "pictures are opened before"
+        image, config, ids = content.image, self.image_config, self.special_ids
+        if isinstance(image, FittedPicture):
+            pixels = image.pixels
+        else:
+            pixels = fit_pixels(image, config.max_image_size, config.image_patch_size)
+        down, across = (side // config.image_patch_size for side in pixels.shape[1:])
+        assert (across, down) == self._image_to_num_tokens(image), "fitted for another size"
+        tokens = ([ids.img] * across + [ids.img_break]) * down
+        return ImageEncoding([*tokens[:-1], ids.img_end], pixels)
 
 
 def _image_ids(file: Path, tekken: Tekkenizer, vision: VisionConfig) -> SpecialImageIDs:

@@ -69,9 +69,11 @@ class RequestFile:
         asked = parse(self._body(index))
         if asked.stream:
             raise Refusal(400, "stream is true, and a batch has no streams; leave it out", param="stream")
-        messages = cast(Messages, read_pictures(asked.messages, self._media))
-        caps = [size for size in (asked.max_image_size, model.max_image_size) if size is not None]
-        prompt = model.tokenizer.encode(messages, min(caps, default=None), self._media.limits)
+        vision = model.config.vision
+        caps = (asked.max_image_size, model.max_image_size, vision.image_size)
+        longest = min(cap for cap in caps if cap is not None)
+        messages = read_pictures(asked.messages, self._media, (longest, vision.patch_size))
+        prompt = model.tokenizer.encode(cast(Messages, messages), longest, self._media.limits)
         params = asked.params
         if not asked.max_tokens_given:
             params = dataclasses.replace(

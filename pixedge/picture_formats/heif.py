@@ -26,6 +26,7 @@ def decode_avif(data: bytes, allow: Allow) -> Decoded:
     with AvifImagePlugin.AvifImageFile(io.BytesIO(_without_metadata(data))) as image:
         allow(*image.size)
         image.load()
+        image._decoder = None  # it holds the frame
         return Decoded(image, int(image.getexif().get(0x0112, 1)))
 
 

@@ -81,7 +81,7 @@ def _plain(data: bytes, at: int, shape: tuple[int, ...]) -> np.ndarray:
     if strange := text.translate(None, _SPACES + b"0123456789")[:1]:
         # another picture may follow, and is not read
         text = text[: text.index(strange)]
-    values = np.fromstring(text, np.float64, int(np.prod(shape)), sep=" ") if text.strip() else np.empty(0)
+    values = np.fromstring(text, np.int32, int(np.prod(shape)), sep=" ") if text.strip() else np.empty(0)
     if len(values) < np.prod(shape):
         raise EndOfFileError
     return np.minimum(values, 65535).astype(np.uint16).reshape(shape)

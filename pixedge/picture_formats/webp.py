@@ -42,6 +42,7 @@ def decode(data: bytes, allow: Allow) -> Decoded:
     file = b"RIFF" + struct.pack("<I", len(packed) + 4) + b"WEBP" + packed
     with WebPImagePlugin.WebPImageFile(io.BytesIO(file)) as image:
         image.load()
+        image._decoder = None  # it holds the canvas twice
         return Decoded(image, turned)
 
 

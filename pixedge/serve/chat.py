@@ -22,7 +22,7 @@ from pixedge.serve.body_json import TOO_LONG, JsonBody
 from pixedge.serve.chat_request import ChatRequest, parse
 from pixedge.serve.driver import Driver, Job, Piece
 from pixedge.serve.errors import Refusal, json_response, refusal
-from pixedge.serve.media import read_pictures
+from pixedge.serve.media import has_pictures, read_pictures
 from pixedge.serve.metrics import Metrics
 from pixedge.serve.replies import PROGRESS, Reply, error_event, stage_comment
 from pixedge.serve.room import Held, Room, busy
@@ -41,8 +41,11 @@ _MANY_CHARACTERS = 1 << 20
 # Processor time that compiling a format may take for all choices of a request.
 _FORMAT_SECONDS = 2.0
 
-# Threads that read pictures and build prompts; each may hold the pixels of one request's pictures.
+# Threads that build prompts of text alone, which never wait for pictures.
 _READERS = 2
+
+# Threads in which requests with pictures wait for these, and then build their prompts.
+_PICTURE_READERS = 4
 
 
 class Chat:
@@ -52,6 +55,7 @@ class Chat:
         """Prepare to answer; the driver is started by whoever made it."""
         self._model, self._driver, self._metrics, self._settings = model, driver, metrics, settings
         self._readers = ThreadPoolExecutor(_READERS, "pixedge-reader")
+        self._picture_readers = ThreadPoolExecutor(_PICTURE_READERS, "pixedge-picture-reader")
         # one at a time: what parsing takes beside the bodies that wait for it is then bounded
         self._parser = ThreadPoolExecutor(1, "pixedge-parser")
         # what is small is compiled at once; the rest waits for a trial, one after the other
@@ -73,7 +77,8 @@ class Chat:
 
     def close(self) -> None:
         """End the threads, once nothing is under way."""
-        for threads in (self._readers, self._parser, self._formats, self._trials):
+        readers = (self._readers, self._picture_readers, self._parser)
+        for threads in (*readers, self._formats, self._trials):
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, request: Request) -> Response:
@@ -152,7 +157,8 @@ class Chat:
     async def _start(self, asked: ChatRequest, arrived: float, slot: "_Slot", stages: bool) -> Job:
         """Build the prompt and queue it once for each choice."""
         start = time.perf_counter()
-        prompt = await self._in_thread(self._prompt, asked, slot.held)
+        readers = self._picture_readers if has_pictures(asked.messages) else self._readers
+        prompt = await self._in_thread(self._prompt, asked, slot.held, threads=readers)
         seconds = time.perf_counter() - start
         params = self._fit(prompt, asked)
         drafts = await self._in_thread(
@@ -197,14 +203,16 @@ class Chat:
 
     def _prompt(self, asked: ChatRequest, held: Held) -> Prompt:
         """Read the pictures and build the token ids; in a thread. The messages are no more after it."""
-        text = held.count
+        text, vision = held.count, self._model.config.vision
+        sizes = (asked.max_image_size, self._model.max_image_size, vision.image_size)
+        longest = min(size for size in sizes if size is not None)
         messages = read_pictures(
-            asked.messages, self._settings.media, lambda pictures: held.set(text + pictures)
+            asked.messages,
+            self._settings.media,
+            (longest, vision.patch_size),
+            lambda pictures: held.set(text + pictures),
         )
-        sizes = [size for size in (asked.max_image_size, self._model.max_image_size) if size is not None]
-        prompt = self._model.tokenizer.encode(
-            cast(Messages, messages), min(sizes, default=None), self._settings.media.limits
-        )
+        prompt = self._model.tokenizer.encode(cast(Messages, messages), longest, self._settings.media.limits)
         asked.messages.clear()
         held.set(sum(image.nbytes for image in prompt.images))
         return prompt

@@ -1,7 +1,7 @@
 """Pictures at the server's door: the picture parts of a request's messages become decoded pictures.
 
     data: URL ───────────────────────────────────────────────┐
-    http(s): URL ── host allowed? ── fetch, address checked ─┼── bytes ── read_image: limits ── RGB
+    http(s): URL ── host allowed? ── fetch, address checked ─┼── bytes ── read_fitted: limits ── [3, H, W]
     file: URL ───── media folder? ── opened below it ────────┘
 
 Nothing else is opened. What an outsider is told about a refused address is the same sentence whether its host
@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
 from pixedge.errors import ImageError, MessageError, UsageError
 from pixedge.fetch import AddressError, fetch_image
-from pixedge.image import ImageLimits, TooManyPixelsError, read_image
+from pixedge.image import FittedPicture, ImageLimits, TooManyPixelsError, read_fitted
 from pixedge.messages import decode_data_url, hint_for_base64, shown
 
 _HOST = re.compile(r"(\*\.)?([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = (80, 443)
 
-# A picture of 50 million pixels takes 150 MB decoded, and about 0.6 GB for the moment of resizing.
+# A picture of 50 million pixels takes up to 1 GB while it is decoded and resized, in a process of its own.
 SERVER_LIMITS = ImageLimits(max_bytes=20 * 1024 * 1024, max_pixels=50_000_000, max_images=64)
 
 
@@ -99,13 +97,17 @@ class MediaSettings:
 
 
 def read_pictures(
-    messages: object, settings: MediaSettings, hold: Callable[[int], None] = lambda _: None
+    messages: object,
+    settings: MediaSettings,
+    fit: tuple[int, int],
+    hold: Callable[[int], None] = lambda _: None,
 ) -> object:
-    """Replace every picture part of OpenAI messages by {"type": "image", "image": RGB PIL image}, in order.
+    """Replace every picture part of OpenAI messages by {"type": "image", "image": FittedPicture}, in order.
 
     messages as they came from JSON; they are not changed, and what is not a picture part is handed on as it
     is for `pixedge.messages.read_messages` to check, which also knows to whom pictures belong. The pictures
-    are counted before the first is opened. Blocks while it fetches and decodes. hold is told the bytes that
+    are counted before the first is opened. Blocks while it fetches and decodes. fit: the longest side in
+    pixels, and the patch's, that the pictures are brought to. hold is told the bytes that
     the decoded pictures take so far, and may refuse them by raising.
 
     Raises ImageError or MessageError, which names message and part by their indices from 0.
@@ -114,8 +116,15 @@ def read_pictures(
         return messages
     parts = [part for message in messages for part in _parts(message) if _is_picture(part)]
     settings.limits.check_count(len(parts))
-    door = _Door(settings, hold)
+    door = _Door(settings, fit, hold)
     return [_opened(f"message {index}", message, door) for index, message in enumerate(messages)]
+
+
+def has_pictures(messages: object) -> bool:
+    """Whether messages as they came from JSON have a picture part."""
+    return isinstance(messages, list) and any(
+        _is_picture(part) for message in messages for part in _parts(message)
+    )
 
 
 def _parts(message: object) -> Sequence[object]:
@@ -140,12 +149,13 @@ def _opened(where: str, message: Any, door: "_Door") -> object:
 class _Door:
     """Opens the pictures of one request under its limits taken together."""
 
-    def __init__(self, settings: MediaSettings, hold: Callable[[int], None]) -> None:
-        self._settings, self._hold = settings, hold
+    def __init__(self, settings: MediaSettings, fit: tuple[int, int], hold: Callable[[int], None]) -> None:
+        self._settings, self._fit, self._hold = settings, fit, hold
+        self._bytes_held = 0
         self._pixels = settings.max_total_pixels
         self._deadline: float | None = None
 
-    def open(self, where: str, part: Any) -> Image.Image:
+    def open(self, where: str, part: Any) -> FittedPicture:
         """Decode the picture of one part."""
         url = part.get("image_url")
         if isinstance(url, Mapping):
@@ -155,10 +165,11 @@ class _Door:
         limits = self._settings.limits
         data = self._bytes(where, url.strip())
         try:
-            picture = read_image(
+            picture = read_fitted(
                 data,
                 f"the picture of {where}",
                 replace(limits, max_pixels=min(limits.max_pixels, self._pixels)),
+                *self._fit,
             )
         except TooManyPixelsError as error:
             if self._pixels >= limits.max_pixels:
@@ -168,7 +179,8 @@ class _Door:
                 " together; give fewer or smaller pictures"
             ) from error
         self._pixels -= picture.width * picture.height
-        self._hold(3 * (self._settings.max_total_pixels - self._pixels))
+        self._bytes_held += picture.pixels.nbytes
+        self._hold(self._bytes_held)
         return picture
 
     def _bytes(self, where: str, url: str) -> bytes:
