@@ -12,6 +12,8 @@ from pixedge.format_probe import UNREADABLE, grammar_of
 from pixedge.format_trial import find_fault
 from pixedge.json_schema import check_schema
 
+_LONGEST = 360  # characters of a refusal
+
 _NOUNS = {"schema": "schema", "regex": "regular expression", "lark": "grammar"}
 
 
@@ -31,6 +33,14 @@ class AnswerFormat:
 
     def __post_init__(self) -> None:
         """Check the text; nothing is compiled against a vocabulary yet."""
+        try:
+            self._check()
+        except UsageError as error:
+            if len(str(error)) <= _LONGEST:
+                raise
+            raise UsageError(f"{str(error)[: _LONGEST - 1]}…") from None  # it repeats the format's names
+
+    def _check(self) -> None:
         if self.kind not in _NOUNS:
             raise UsageError(f"the kind of format is {self.kind!r}; use {', '.join(_NOUNS)}")
         if not isinstance(self.text, str):
@@ -133,8 +143,8 @@ def _refuse_control_tokens(grammar: str) -> None:
     if found := re.search(r"<[^\s>]*>?", bare):
         line = bare.count("\n", 0, found.start()) + 1
         raise UsageError(
-            f"the grammar asks for the token {found[0]} in line {line}, but an answer never holds control"
-            ' tokens; put text into quotes, as in "<b>"'
+            f"the grammar asks for the token {found[0][:80]} in line {line}, but an answer never holds"
+            ' control tokens; put text into quotes, as in "<b>"'
         )
 
 

@@ -20,7 +20,7 @@ from pixedge.errors import UsageError
 from pixedge.messages import Messages
 from pixedge.model import Model
 from pixedge.serve.chat_request import parse
-from pixedge.serve.errors import Refusal
+from pixedge.serve.errors import Refusal, refusal
 from pixedge.serve.media import MediaSettings, read_pictures
 
 URL = "/v1/chat/completions"
@@ -82,7 +82,10 @@ class RequestFile:
             )
         model.engine.room(len(prompt.ids), params.max_tokens)
         if asked.form is not None:
-            params = dataclasses.replace(params, answer_format=AnswerFormat(*asked.form))
+            try:
+                params = dataclasses.replace(params, answer_format=AnswerFormat(*asked.form))
+            except UsageError as error:
+                raise refusal(error, "response_format") from None
         choices = tuple(asked.choice_params(params, choice) for choice in range(asked.choices))
         return Asked(prompt, choices, asked.logprobs, time.perf_counter() - start)
 

@@ -110,6 +110,8 @@ def test_values_are_not_read_as_schemas():
         ('{"minimum": NaN}', "NaN"),
         ({"minimum": float("inf")}, "JSON"),
         ({"enum": [object()]}, "JSON"),
+        ({"n" * 9000: 1}, "the keyword 'nnn"),
+        ({"properties": {"n" * 9000: {"type": 3}}}, "'type' at #/properties/nnn"),
         ({"enum": ["x" * MAX_CHARACTERS]}, f"{MAX_CHARACTERS:,}"),
     ],
 )

@@ -375,6 +375,7 @@ def test_bad_requests_are_recorded_with_their_field(batch, tmp_path):
         "temperature": request("temperature", temperature="hot"),
         "address": request("address"),
         "file": request("file"),
+        "format": request("format", response_format={"type": "regex", "regex": ".*" * 20_000}),
     }
     bad["address"]["body"]["messages"][0]["content"][0]["image_url"]["url"] = "http://127.0.0.1/a.png"
     bad["file"]["body"]["messages"][0]["content"][0]["image_url"]["url"] = "file:///etc/passwd"
@@ -385,7 +386,13 @@ def test_bad_requests_are_recorded_with_their_field(batch, tmp_path):
     errors = {line["custom_id"]: line["error"] for line in lines(tmp_path / "a.jsonl")}
     assert errors.pop("good") is None
     words = {"method": "POST", "url": "/v1/chat/completions", "body": "body is missing", "field": "more"}
-    words |= {"stream": "stream", "temperature": "temperature", "address": "allowed", "file": "file"}
+    words |= {
+        "stream": "stream",
+        "temperature": "temperature",
+        "address": "allowed",
+        "file": "file",
+        "format": "limit",
+    }
     for id, word in words.items():
         assert word in errors[id]["message"], errors[id]
 
