@@ -39,7 +39,7 @@ def run_length_bmp(width, height, rows=b""):
 
 
 def many_frames(size, count):
-    frames = [Image.new("P", size, at % 7) for at in range(count)]
+    frames = [Image.new("L", size, at % 256) for at in range(count)]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=1)
     return file.getvalue()
