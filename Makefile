@@ -11,7 +11,7 @@ CALIBRATION ?= models/demo/calibration
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install run export check test test-gpu test-fake-gpu test-slow bench bench-gpu profile interop clean
+.PHONY: help install run export check test test-gpu test-fake-gpu test-slow attack bench bench-gpu profile interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ test-fake-gpu: .fake-gpu/.installed ## the CUDA path on a stand-in driver that c
 
 test-slow: .venv/.developing ## the tests that take minutes or gigabytes
 	$(BIN)/python -m pytest -q -m slow
+
+attack: $(OUT)/pixedge.json .venv/.developing ## send hostile requests of all kinds to a server; prints a table
+	$(BIN)/python -m tests.attack $(OUT)
 
 bench: $(OUT)/pixedge.json .venv/.developing ## time decoder, encoder, server and formats beside other engines; last lines are JSON
 	$(BIN)/python benchmarks/speed.py

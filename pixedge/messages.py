@@ -276,8 +276,11 @@ def decode_data_url(where: str, url: str, most: int | None = None) -> bytes:
             f"the picture of {where} has {size:,} bytes and the limit is {most:,}; make the picture smaller"
         )
     try:
-        data = payload.encode("ascii").translate(_ALPHABET, _BLANKS.encode()).rstrip(b"=")
-        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        data = payload.encode("ascii")
+        del payload  # a picture's worth of memory
+        data = data.translate(_ALPHABET, _BLANKS.encode()).rstrip(b"=")
+        data += b"=" * (-len(data) % 4)
+        return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         raise MessageError(
             f"{where} has a data: URL that is not valid base64; encode the picture's bytes again"

@@ -55,7 +55,6 @@ def bodies(size=8 * MIB):
         "digits": b'{"seed": ' + b"9" * (size - 20) + b"}",
         "a model's name": encoded(question() | {"model": "x" * (size // 2)}),
         "another model": encoded(question() | {"model": "another"}),
-        "an empty message": encoded(question("")),
         "a role": encoded(question(messages=[{"role": "root", "content": "x" * 1000}])),
         "a prompt that does not fit": encoded(question("word " * 100_000)),
         "blanks": encoded(question(" " * 1_040_000)),
