@@ -200,6 +200,11 @@ def _other_folder(folder: Path) -> str | None:
         return "was exported by pixedge already; ask it: pixedge run --model with this folder"
     if ADAPTER in names:
         return _adapter(folder / ADAPTER, bool(names & {"config.json", "params.json"}))
+    if pointer := next(
+        filter(_is_lfs_pointer, sorted((*folder.glob("*.safetensors"), *folder.glob("*.json")))), None
+    ):
+        name = pointer.name
+        return f"was cloned without its large files: {name} is a pointer of Git LFS; run git lfs pull there"
     if names & {"config.json", "params.json"}:
         return None
     if any(name.lower().endswith(".gguf") for name in names):
@@ -209,6 +214,17 @@ def _other_folder(folder: Path) -> str | None:
         where = inside[-1] if inside else folder / "snapshots" / "COMMIT"
         return f"is a repository in the hub's cache; give the folder of one commit: {where}"
     return None
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    """Tell whether a file, of safetensors or JSON, holds a large file's address in its place."""
+    try:
+        if not file.is_file() or file.stat().st_size > 1024:
+            return False
+        with file.open("rb") as opened:
+            return opened.read(40).startswith(b"version https://git-lfs.github.com/")
+    except OSError:
+        return False
 
 
 def _adapter(file: Path, beside_weights: bool) -> str:

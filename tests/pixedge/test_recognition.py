@@ -204,6 +204,17 @@ def test_an_export_is_not_exported_again(tmp_path: Path) -> None:
         assert f"{tmp_path} was exported by pixedge already; ask it: pixedge run" in refused(*command)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tekken.json"])
+def test_a_clone_without_its_large_files(name: str, tmp_path: Path) -> None:
+    """It was called truncated, with a header of 2,336,927,755,350,992,254 bytes."""
+    (tmp_path / "config.json").write_text(json.dumps(PIXTRAL_12B.to_hf()))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 25000000000\n"
+    (tmp_path / name).write_text(pointer)
+    for command in (("export", tmp_path), ("import", tmp_path, tmp_path / "out")):
+        assert f"without its large files: {name} is a pointer of Git LFS; run git lfs" in refused(*command)
+
+
 def test_the_hubs_cache(tmp_path: Path) -> None:
     (tmp_path / "snapshots" / "c0ffee").mkdir(parents=True)
     found = refused("export", tmp_path)
