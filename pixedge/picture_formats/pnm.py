@@ -81,10 +81,12 @@ def _plain(data: bytes, at: int, shape: tuple[int, ...]) -> np.ndarray:
     if strange := text.translate(None, _SPACES + b"0123456789")[:1]:
         # another picture may follow, and is not read
         text = text[: text.index(strange)]
-    values = np.fromstring(text, np.int32, int(np.prod(shape)), sep=" ") if text.strip() else np.empty(0)
-    if len(values) < np.prod(shape):
+    count = int(np.prod(shape))
+    # told how many to read, numpy does not say when there are fewer
+    values = np.fromstring(text, np.int32, sep=" ") if text.strip() else np.empty(0)
+    if len(values) < count:
         raise EndOfFileError
-    return np.minimum(values, 65535).astype(np.uint16).reshape(shape)
+    return np.minimum(values[:count], 65535).astype(np.uint16).reshape(shape)
 
 
 def _floats(data: bytes, at: int, shape: tuple[int, ...], scale: float) -> Image.Image:

@@ -96,21 +96,22 @@ class _Directory:
         self.tags[tag] = _Tag(4, len(values), struct.pack(f"{self.order}{len(values)}I", *values))
 
     def file(self, data: bytes) -> bytes:
-        """Return the file with this directory in the place of its own, and no other behind it."""
-        room = 8 if self.big else 4
+        """Return the file as a classic TIFF with this directory alone; Pillow reads only some BigTIFFs."""
+        for tag, each in list(self.tags.items()):
+            if each.kind in (16, 17):
+                self.put(tag, *self.values(tag))
         at = len(data) + len(data) % 2
-        size = (8 if self.big else 2) + len(self.tags) * (20 if self.big else 12) + room
+        size = 2 + len(self.tags) * 12 + 4
         entries, beside = [], b""
         for tag, each in sorted(self.tags.items()):
-            content = each.data.ljust(room, b"\0")
-            if len(content) > room:
-                content = struct.pack(self.order + self._long, at + size + len(beside))
+            content = each.data.ljust(4, b"\0")
+            if len(content) > 4:
+                content = struct.pack(self.order + "I", at + size + len(beside))
                 beside += each.data + bytes(len(each.data) % 2)
-            entries.append(struct.pack(self.order + "HH" + self._long, tag, each.kind, each.count) + content)
-        count = struct.pack(self.order + ("Q" if self.big else "H"), len(entries))
-        start = 8 if self.big else 4
-        head = data[:start] + struct.pack(self.order + self._long, at)
-        return b"".join((head, data[len(head) :], bytes(len(data) % 2), count, *entries, bytes(room), beside))
+            entries.append(struct.pack(self.order + "HHI", tag, each.kind, each.count) + content)
+        head = struct.pack(self.order + "2sHI", data[:2], 42, at)
+        count = struct.pack(self.order + "H", len(entries))
+        return b"".join((head, data[8:], bytes(len(data) % 2), count, *entries, bytes(4), beside))
 
 
 def decode(data: bytes, allow: Allow) -> Decoded:
