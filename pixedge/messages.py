@@ -46,6 +46,9 @@ _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 _KEYS = {"role", "content", "prefix", "refusal", *IGNORED}
 _EXIF_ORIENTATION = 0x0112
 
+# Each is looked at in Python; a text needs one part, and a picture one more.
+_MOST_PARTS = 1024
+
 # What may stand around and within base64, and what it may be written with.
 _BASE64_HEADER = re.compile(r";\s*base64\s*$", re.IGNORECASE)
 _BLANKS = " \t\r\n\f"
@@ -127,8 +130,17 @@ def _turn(index: int, message: object, pictures: "_Pictures") -> Turn:
         raise MessageError(
             f"{where} has content of type {type(content).__name__}; give a string or a list of parts"
         )
+    check_parts(where, content)
     parts = [_part(f"{where}, part {at}", part, role, pictures) for at, part in enumerate(content)]
     return Turn(role, tuple(parts), prefix)
+
+
+def check_parts(where: str, content: Sequence[object]) -> None:
+    """Raise MessageError where a message has too many parts."""
+    if len(content) > _MOST_PARTS:
+        raise MessageError(
+            f"{where} has {len(content):,} parts and the limit is {_MOST_PARTS:,}; join its texts"
+        )
 
 
 def _fields(where: str, message: object) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from pixedge.errors import ImageError, MessageError, UsageError
 from pixedge.fetch import AddressError, fetch_image
 from pixedge.image import FittedPicture, ImageLimits, TooManyPixelsError, read_fitted
-from pixedge.messages import decode_data_url, hint_for_base64, shown
+from pixedge.messages import check_parts, decode_data_url, hint_for_base64, shown
 
 _HOST = re.compile(r"(\*\.)?([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = (80, 443)
@@ -116,6 +116,8 @@ def read_pictures(
         return messages
     parts = [part for message in messages for part in _parts(message) if _is_picture(part)]
     settings.limits.check_count(len(parts))
+    for index, message in enumerate(messages):
+        check_parts(f"message {index}", _parts(message))
     door = _Door(settings, fit, hold)
     return [_opened(f"message {index}", message, door) for index, message in enumerate(messages)]
 

@@ -97,6 +97,15 @@ def test_limits_of_one_picture_and_of_all():
     assert "4 pictures were given and the limit is 3" in refusal(["data:nonsense"] * 4, small)
 
 
+def test_parts_of_a_message_are_bounded():
+    """Each part costs time in Python, during which nothing else goes on; millions fit into a body."""
+    parts = [{"type": "text", "text": "x"}] * 1024
+    read_pictures([{"role": "user", "content": parts}], MediaSettings(), FIT)
+    for refuse in (lambda messages: read_pictures(messages, MediaSettings(), FIT), read_messages):
+        with pytest.raises(MessageError, match=r"message 0 has 1,025 parts and the limit is 1,024; join"):
+            refuse([{"role": "user", "content": [*parts, parts[0]]}])
+
+
 def test_a_picture_cannot_be_smuggled_in_as_another_part():
     for part in ({"type": "image", "image": "/etc/passwd"}, {"type": "image", "image": None}):
         with pytest.raises(MessageError, match="'image_url'"):
