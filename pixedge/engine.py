@@ -100,6 +100,7 @@ class Engine:
             requests=self.options.max_requests,
             progress=progress,
         )
+        self._lost = False
         self._start(pool)
         _ENGINES.add(self)
 
@@ -113,6 +114,14 @@ class Engine:
         self._cancelled: deque[Request] = deque()
         self._lock = threading.Lock()  # held during a step
         self._stepped = threading.Condition()
+
+    def _check_process(self) -> None:
+        """Refuse a forked process what CUDA does not give it."""
+        if self._lost:
+            raise PixedgeError(
+                "a model on a GPU cannot be used in a process that was forked after it was loaded; load it "
+                "in the new process, or start that with multiprocessing's 'spawn'"
+            )
 
     # Requests
 
@@ -137,8 +146,12 @@ class Engine:
         return room
 
     def submit(self, prompt: Prompt, sampler: Sampler, on_stage: OnStage | None = None) -> Request:
-        """Queue a prompt; its answer comes as the steps go, see ``tokens``. Raises what ``room`` raises."""
+        """Queue a prompt; its answer comes as the steps go, see ``tokens``.
+
+        Raises what ``room`` raises, and PixedgeError in a process that was forked with a model on a GPU.
+        """
         start = time.perf_counter()
+        self._check_process()
         room = self.room(len(prompt.ids), sampler.params.max_tokens)
         request = Request(prompt, sampler, room, self.config.vision, on_stage)
         request.watch.first_token = time.perf_counter() - start
@@ -305,6 +318,7 @@ class Engine:
 
         Raises CapacityError when the cache has no room for the prompt now.
         """
+        self._check_process()
         request = Request(prompt, Sampler(SamplingParams(max_tokens=1)), 1, self.config.vision)
         with self._alone():
             if not self.cache.pages.reserve(len(request.table)):
@@ -336,6 +350,10 @@ def _after_fork() -> None:
         for request in (*engine._active, *engine._waiting):
             request.error = PixedgeError("this answer was begun before the process forked; ask again")
             request.finished = True
+        places = (engine.device, getattr(engine.vision, "device", engine.device))
+        if any(place.type == "cuda" for place in places):
+            engine._lost = True  # the memory on the device is the parent's
+            continue
         engine._start(engine.cache.pool)
     # OpenMP's threads stay behind in the parent, and a child that waits for them waits for ever.
     torch.set_num_threads(1)

@@ -62,3 +62,7 @@ class CapacityError(PixedgeError):
 
 class OutputError(PixedgeError):
     """An output stream that cannot be written."""
+
+
+class MemoryFullError(CapacityError):
+    """An allocation that failed under way: other programs, or other requests, have the memory."""

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from pixedge.errors import CapacityError
+from pixedge.errors import MemoryFullError
 
 # What an allocation that failed says in torch on the CPU, and in ONNX Runtime: their exceptions have no type
 # of their own for it.
@@ -15,13 +15,13 @@ _LESS = (
 )
 
 
-def out_of_memory(error: BaseException) -> CapacityError | None:
+def out_of_memory(error: BaseException) -> MemoryFullError | None:
     """Return the sentence for an allocation that failed; None for an error of any other kind."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
-        return CapacityError(f"the GPU's memory is full; {_LESS}")
+        return MemoryFullError(f"the GPU's memory is full; {_LESS}")
     if isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS):
-        return CapacityError(f"the memory is full; {_LESS}")
+        return MemoryFullError(f"the memory is full; {_LESS}")
     return None
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pixedge.config import ModelConfig, VisionConfig
-from pixedge.errors import ArtifactError, CapacityError, ImageError, PixedgeError
+from pixedge.errors import ArtifactError, ImageError, MemoryFullError, PixedgeError
 from pixedge.kernels.vision.fast import operators_file, set_threads
 from pixedge.mapped_files import let_go
 from pixedge.onnx_runtime import onnxruntime, preload_cuda, state
@@ -68,7 +68,7 @@ class VisionSession:
         threads: of the CPU; None means one a core. gpu_mem_limit: bytes for weights and activations on CUDA;
         None means what gpu_memory_limit says. exact: on a CPU always run the float32 graph. Raises
         ArtifactError when the graph is missing or damaged, PixedgeError when ONNX Runtime cannot use the CUDA
-        device that is asked for, CapacityError when memory runs out, and UsageError as kernels.cpu.compiled
+        device that is asked for, MemoryFullError when memory runs out, and UsageError as kernels.cpu.compiled
         does.
         """
         self.config = config
@@ -90,17 +90,17 @@ class VisionSession:
         """Encode one picture: pixels float32 [3, H, W] -> embeddings [H/patch * W/patch, decoder dim].
 
         The result is float32 on a CPU and float16 on CUDA. Raises ImageError for a size that the encoder does
-        not take, CapacityError when memory runs out, PixedgeError when the result is not finite.
+        not take, MemoryFullError when memory runs out, PixedgeError when the result is not finite.
         """
         assert pixels.dtype == np.float32
         patches = _count_patches(pixels.shape, self.config.vision)
         run = self._run_bound if self.device.type == "cuda" else self._run
         try:
             embeddings = run(np.ascontiguousarray(pixels), patches)
-        except _ORT_ERRORS as error:
+        except (*_ORT_ERRORS, RuntimeError) as error:  # the latter is how CUDA's provider fails, and torch
             height, width = pixels.shape[1:]
             if _speaks_of_memory(error):
-                raise CapacityError(
+                raise MemoryFullError(
                     f"memory ran out while encoding a picture of {width}x{height} pixels on {self.device}; "
                     "free some or give a smaller --max-image-size"
                 ) from error
@@ -255,7 +255,7 @@ def _open_cuda(file: Path, index: int, limit: int) -> onnxruntime.InferenceSessi
         session = _open(file, options, [(_CUDA, cuda)])
     except RuntimeError as error:  # how the provider itself fails
         if _speaks_of_memory(error):
-            raise CapacityError(f"memory ran out while loading {file}; free some and try again") from error
+            raise MemoryFullError(f"memory ran out while loading {file}; free some and try again") from error
         raise PixedgeError(
             f"the vision encoder cannot run on CUDA: {found} fails ({_first_line(error)}); check the driver, "
             f"{_INSTEAD}"
@@ -298,7 +298,7 @@ def _open(
         return onnxruntime.InferenceSession(file, options, providers=providers, enable_fallback=0)
     except _ORT_ERRORS as error:
         if _speaks_of_memory(error):
-            raise CapacityError(f"memory ran out while loading {file}; free some and try again") from error
+            raise MemoryFullError(f"memory ran out while loading {file}; free some and try again") from error
         reason = _first_line(error)
         raise ArtifactError(f"{file} cannot be loaded ({reason}); export the model again") from error
 

@@ -5,6 +5,7 @@ For what weights a model has does not matter to memory: how much of it there is,
 
 import json
 import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,8 +21,17 @@ from pixedge_export.vision import export_vision
 GROUP = 128
 
 
-def random_artifact(folder: Path, config: ModelConfig) -> Path:
-    """Write a folder that ``pixedge.load`` takes; its vocabulary is Tekken's, cut to the config's."""
+def random_artifact(
+    folder: Path,
+    config: ModelConfig,
+    draw: Callable[[str, tuple[int, ...], torch.Generator], Tensor] | None = None,
+    write: Callable[[Path, Mapping[str, TensorSpec], Iterable[Tensor]], None] = stream_tensors,
+) -> Path:
+    """Write a folder that ``pixedge.load`` takes; its vocabulary is Tekken's, cut to the config's.
+
+    draw: gives a tensor by name and shape. write: a file of tensors.
+    """
+    draw = draw or draw_tensor
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     shapes = exported_shapes(config, GROUP)
@@ -34,7 +44,7 @@ def random_artifact(folder: Path, config: ModelConfig) -> Path:
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         names.sort(key=lambda name: -_dtype(name).itemsize)
         specs = {name: TensorSpec(_dtype(name), shapes[name]) for name in names}
-        stream_tensors(folder / file, specs, (_draw(name, shapes[name], generator) for name in names))
+        write(folder / file, specs, (draw(name, shapes[name], generator) for name in names))
         weight_map |= dict.fromkeys(names, file)
     export_vision(config, folder, weight_map["vision_tower.ln_pre.weight"])
     (folder / "params.json").write_text(json.dumps(config.to_params()))
@@ -56,7 +66,7 @@ def _dtype(name: str) -> torch.dtype:
     return torch.float16 if packed else torch.bfloat16
 
 
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def draw_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     if name.endswith("qweight"):
         return torch.empty(shape, dtype=torch.int32).random_(-(2**31), 2**31 - 1, generator=generator)
     if name.endswith("qzeros"):

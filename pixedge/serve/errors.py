@@ -11,7 +11,7 @@ status  type                    when
 415     invalid_request_error   the body is not JSON
 429     overloaded_error        the queue is full; Retry-After says when to ask again
 500     server_error            a fault of pixedge
-503     unavailable_error       starting, or shutting down
+503     unavailable_error       starting, shutting down, or memory that has run out
 """
 
 import json
@@ -20,7 +20,14 @@ from typing import Any
 
 from starlette.responses import Response
 
-from pixedge.errors import CapacityError, ImageError, MessageError, PixedgeError, UsageError
+from pixedge.errors import (
+    CapacityError,
+    ImageError,
+    MemoryFullError,
+    MessageError,
+    PixedgeError,
+    UsageError,
+)
 
 _TYPES = {
     401: "authentication_error",
@@ -80,6 +87,8 @@ def refusal(error: Exception, param: str | None = None) -> Refusal:
     """Turn what the library raises into a refusal; anything but a PixedgeError is a fault of the server's."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, MemoryFullError):
+        return Refusal(503, str(error), code="out_of_memory")
     if isinstance(error, PixedgeError):
         for kind, code in _CODES:
             if isinstance(error, kind):

@@ -88,7 +88,7 @@ def _errors(*statuses: int) -> _Schema:
         415: "The body is not JSON",
         429: "The queue is full; Retry-After says when to ask again",
         500: "A fault of the server",
-        503: "Starting, or shutting down",
+        503: "Starting, shutting down, or out of memory",
     }
     return {str(status): _json(sentences[status], _ref("Error")) for status in statuses}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / ".fake-gpu" / "cuda"
 NVIDIA = Path(site.getsitepackages()[0]) / "nvidia"
+TORCH = Path(site.getsitepackages()[0]) / "torch"
 TRITON = Path(site.getsitepackages()[0]) / "triton" / "backends" / "nvidia"
 HEADERS = (NVIDIA / "cu13" / "include", TRITON / "include")
 CUDA = ("libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13")
@@ -49,7 +50,9 @@ def main(folder: Path) -> None:
     cudnn = NVIDIA / "cudnn" / "lib" / "libcudnn.so.9"
     version = f"-DCUDNN_VERSION={ctypes.CDLL(str(cudnn)).cudnnGetVersion()}"
     build(folder / "libcudnn.so.9", exported(cudnn), HERE / "cudnn.c", version)
-    build(folder / "libnvidia-ml.so.1", set(), HERE / "nvml.c")
+    asked = (TORCH / "lib" / "libc10_cuda.so").read_bytes()  # by name, while it runs
+    nvml = {name.decode() for name in re.findall(rb"\x00(nvml[A-Z]\w+)\x00", asked)}
+    build(folder / "libnvidia-ml.so.1", nvml, HERE / "nvml.c")
 
 
 if __name__ == "__main__":

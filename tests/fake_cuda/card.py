@@ -68,16 +68,14 @@ def counts() -> Counts:
 
 
 @contextlib.contextmanager
-def full() -> Iterator[None]:
-    """Let every allocation on the card fail: what torch keeps for later is given back first."""
+def full(*, torchs_too: bool = True) -> Iterator[None]:
+    """Let every allocation on the card fail; torchs_too: also what torch would give from what it keeps."""
     import torch
 
-    torch.cuda.empty_cache()
-    library = _driver()
-    library.fake_total.argtypes = [ctypes.c_size_t]
-    library.fake_total.restype = ctypes.c_size_t
-    before = library.fake_total(1)
+    if torchs_too:
+        torch.cuda.empty_cache()
+    _driver().fake_full(1)
     try:
         yield
     finally:
-        library.fake_total(before)
+        _driver().fake_full(0)

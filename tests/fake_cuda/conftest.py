@@ -1,10 +1,12 @@
 """Tests on the stand-in driver: `make test-fake-gpu`, which starts pytest on it."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.fake_cuda import card
 HERE = Path(__file__).parent
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Script = Callable[..., Any]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,5 +65,19 @@ def pixedge(base: Path) -> Run:
             text=True,
             timeout=300,
         )
+
+    return run
+
+
+@pytest.fixture
+def script(base: Path) -> Script:
+    """Run a program on the stand-in driver; give the JSON of its last line. Variables describe the card."""
+
+    def run(code: str, *arguments: object, **variables: object) -> Any:
+        given = environment(base) | {name: str(value) for name, value in variables.items()}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
 
     return run

@@ -25,6 +25,7 @@
 
 static size_t total = 24564 * MIB;
 static size_t context = 450 * MIB; /* missing from what is free; a real context's size is not known */
+static int taken_by_others; /* whether nothing more can be had */
 static int devices = 1, major = 8, minor = 9, multiprocessors = 128, copying = 1, cuda_version = 13000;
 
 /* What happened, in the order of tests/fake_cuda/card.py. */
@@ -87,15 +88,10 @@ __attribute__((destructor)) static void end(void) {
             stats.captured_pageable, stats.to_device, stats.overwritten, stats.to_host, stats.syncs);
 }
 
-/* For tests: read what happened, and change the card's memory while a program runs. */
+/* For tests: read what happened, and let other programs take the rest of the card. */
 
 void fake_stats(struct stats *out) { *out = stats; }
-void fake_reset_peak(void) { stats.peak = stats.used; }
-size_t fake_total(size_t bytes) {
-    size_t before = total;
-    total = bytes;
-    return before;
-}
+void fake_full(int yes) { taken_by_others = yes; }
 
 /* Errors. */
 
@@ -240,13 +236,13 @@ static void give_back(void *start) {
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all) {
     size_t used = stats.used_on[current] + context;
     *all = total;
-    *free_bytes = total > used ? total - used : 0;
+    *free_bytes = total > used && !taken_by_others ? total - used : 0;
     return 0;
 }
 cudaError_t cudaMalloc(void **pointer, size_t size) {
     size = round_up(size, size >= MIB ? SEGMENT : 512);
     pthread_mutex_lock(&mutex);
-    int full = stats.used_on[current] + size + context > total;
+    int full = taken_by_others || stats.used_on[current] + size + context > total;
     *pointer = NULL;
     if (!full) {
         *pointer = take(size, DEVICE);

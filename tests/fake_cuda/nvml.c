@@ -1,4 +1,4 @@
-/* NVIDIA's management library, as far as doctor asks it; see driver.c for the variables. */
+/* NVIDIA's management library, as far as doctor asks it, and torch where memory runs out; see driver.c for the variables. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +18,7 @@ int nvmlSystemGetDriverVersion(char *text, unsigned size) {
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { return *version = number("FAKE_CUDA", 13000), 0; }
 int nvmlDeviceGetCount_v2(unsigned *count) { return *count = number("FAKE_DEVICES", 1), 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { return *device = (void *)8, 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) { return *device = (void *)8, 0; }
 int nvmlDeviceGetName(void *device, char *text, unsigned size) {
     snprintf(text, size, "Stand-in for a GeForce RTX 4090");
     return 0;
@@ -30,3 +31,4 @@ int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *total_free_used) {
     return 0;
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, void *processes) { return *count = 0, 0; }
+int nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, void *processes) { return *count = 0, 0; }
