@@ -314,11 +314,11 @@ def _failure(asked: ChatRequest, error: Exception) -> Exception:
     Not the error that its piece keeps: the traceback would keep the piece in turn.
     """
     found = refusal(error)
-    if found.status == 500:
-        _LOG.error("an answer failed", exc_info=error)
     if asked.form is not None and type(error) is PixedgeError:
         # what the format asked for turned out to be impossible, or too much
         return Refusal(400, found.message, param="response_format", code="invalid_value")
+    if found.status == 500:
+        _LOG.error("an answer failed", exc_info=error)
     return found.again()
 
 

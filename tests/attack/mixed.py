@@ -31,14 +31,15 @@ GROWTH = 64_000_000
 PICTURES = [data_url(png((64 + 16 * at, 96), (40 * at, 90, 200))) for at in range(6)]
 
 
-def honest_question(draw: random.Random) -> dict:
+def honest_question(draw: random.Random) -> tuple[str, dict]:
+    """Give a kind and a body."""
     kind = draw.choice(["text", "text", "stream", "format", "picture"])
     text = f"What is {draw.randint(0, 10**6)}?"
     if kind == "picture":
-        return question(text, draw.choice(PICTURES), max_tokens=4)
+        return kind, question(text, draw.choice(PICTURES), max_tokens=4)
     if kind == "format":
-        return question(text, max_tokens=4, response_format={"type": "regex", "regex": "[a-z]{1,3}"})
-    return question(text, max_tokens=8, stream=kind == "stream")
+        return kind, question(text, max_tokens=4, response_format={"type": "regex", "regex": "[a-z]{1,3}"})
+    return kind, question(text, max_tokens=8, stream=kind == "stream")
 
 
 async def ask(client: httpx.AsyncClient, url: str, body: dict, found: Counter) -> None:
@@ -64,15 +65,16 @@ async def one_client(url: str, seed: int, end: float, pause: float, found: Count
         await asyncio.sleep(draw.random() * pause)
         while time.monotonic() < end:
             start = time.monotonic()
-            await ask(client, url, honest_question(draw), found)
-            times.append(time.monotonic() - start)
+            kind, body = honest_question(draw)
+            await ask(client, url, body, found)
+            times.append((time.monotonic() - start, kind))
             await asyncio.sleep(2 * draw.random() * pause)
 
 
 async def honest_load(process: Process, clients: int, seconds: float, pause: float) -> dict:
     """Give what came of it, and what the server held, by the second."""
     found: Counter = Counter()
-    times: list[float] = []
+    times: list[tuple[float, str]] = []
     memory: list[int] = []
     end = time.monotonic() + seconds
 
@@ -84,14 +86,21 @@ async def honest_load(process: Process, clients: int, seconds: float, pause: flo
     await asyncio.gather(
         look(), *(one_client(process.url, seed, end, pause, found, times) for seed in range(clients))
     )
-    times.sort()
     return {
         "answers": {str(key): count for key, count in found.items()},
-        "p50": round(statistics.median(times), 4),
-        "p99": round(times[int(0.99 * len(times))], 4),
-        "worst": round(times[-1], 3),
+        **percentiles([each for each, _ in times]),
+        "kinds": {
+            kind: percentiles([each for each, other in times if other == kind])
+            for kind in sorted({kind for _, kind in times})
+        },
         "memory": memory,
     }
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    times = sorted(times)
+    named = {"p50": len(times) // 2, "p99": int(0.99 * len(times)), "worst": -1}
+    return {name: round(times[at], 4) for name, at in named.items()}
 
 
 def growth(memory: list[int]) -> int:
@@ -143,8 +152,10 @@ def main() -> int:
         faults.append(f"p99 is {beside['p99']} s and was {alone['p99']} s")
     if grown >= GROWTH:
         faults.append(f"memory grew by {grown / 1e6:.0f} MB")
-    if code or said or any(key.partition(": ")[2].startswith("5") for key in sent):
-        faults.append("the server failed")
+    if wrong := {key: count for key, count in sent.items() if key.partition(": ")[2].startswith("5")}:
+        faults.append(f"hostile requests had {wrong}")
+    if code or said:
+        faults.append(f"the server ended with {code} and wrote: {''.join(process.said[1:])[-2000:]}")
     print(
         f"alone:  {alone}\nbeside: {beside}\nhostile: {sent}\npeak over the honest one: {peak / MIB:.0f} MiB"
     )

@@ -153,7 +153,7 @@ def test_a_fault_of_the_engine_ends_with_its_request(model, monkeypatch):
         check_nothing_is_held(server)
 
 
-def test_a_format_that_cannot_be_kept_to_is_the_client_s_fault(model, monkeypatch):
+def test_a_format_that_cannot_be_kept_to_is_the_client_s_fault(model, monkeypatch, caplog):
     """What shows only while it is answered, too: before the first text, and behind it."""
     form = {"type": "regex", "regex": "[a-z]{40}"}
     allowed = Constraint.allowed
@@ -184,6 +184,7 @@ def test_a_format_that_cannot_be_kept_to_is_the_client_s_fault(model, monkeypatc
         assert error["message"] == "the regular expression leaves nothing"
         assert error["type"] == "invalid_request_error"
         check_nothing_is_held(server)
+    assert not caplog.records  # it is no fault of the server's
 
 
 def test_a_step_that_fails_as_a_whole_ends_what_is_under_way(model, caplog):
