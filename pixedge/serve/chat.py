@@ -56,7 +56,8 @@ class Chat:
         self._model, self._driver, self._metrics, self._settings = model, driver, metrics, settings
         self._readers = ThreadPoolExecutor(_READERS, "pixedge-reader")
         self._picture_readers = ThreadPoolExecutor(_PICTURE_READERS, "pixedge-picture-reader")
-        # one at a time: what parsing takes beside the bodies that wait for it is then bounded
+        # large bodies are parsed, and large texts split into tokens, one at a time: nobody else waits for it,
+        # and what it takes beside the bodies that wait is bounded
         self._parser = ThreadPoolExecutor(1, "pixedge-parser")
         # what is small is compiled at once; the rest waits for a trial, one after the other
         self._formats = ThreadPoolExecutor(2, "pixedge-small-format")
@@ -124,14 +125,15 @@ class Chat:
 
     async def _read(self, request: Request, held: Held) -> ChatRequest:
         body = await read_body(request, self._settings, held)
-        if len(body) <= SMALL_BODY:
+        held.large = len(body) > SMALL_BODY
+        if not held.large:
             return self._parse(body, held)
         # in a thread, so that other answers go on meanwhile
         return await asyncio.get_running_loop().run_in_executor(self._parser, self._parse, body, held)
 
     def _parse(self, body: bytearray, held: Held) -> ChatRequest:
         """Read the fields; what they take is held from now on, in place of the body."""
-        small = len(body) <= SMALL_BODY
+        small = not held.large
         # usual text has four characters a token
         most = max(_MANY_CHARACTERS, 16 * self._model.config.decoder.context)
         found = JsonBody(body, most)
@@ -157,7 +159,9 @@ class Chat:
     async def _start(self, asked: ChatRequest, arrived: float, slot: "_Slot", stages: bool) -> Job:
         """Build the prompt and queue it once for each choice."""
         start = time.perf_counter()
-        readers = self._picture_readers if has_pictures(asked.messages) else self._readers
+        readers = self._parser if slot.held.large else self._readers
+        if has_pictures(asked.messages):
+            readers = self._picture_readers
         prompt = await self._in_thread(self._prompt, asked, slot.held, threads=readers)
         seconds = time.perf_counter() - start
         params = self._fit(prompt, asked)

@@ -63,6 +63,7 @@ class Held:
     def __init__(self, room: Room) -> None:
         """Begin with nothing."""
         self.count, self.closed = 0, False
+        self.large = False  # whether others need not wait for it
         self.began = time.monotonic()
         self.give_way: Callable[[], object] = lambda: None
         self._room = room

@@ -93,7 +93,6 @@ def test_text_is_held_until_the_prompt_exists(model, monkeypatch):
         ]
         for thread in threads:
             thread.start()
-        wait_for(lambda: server.service.chat.held == 10)
         wait_for(lambda: server.service.chat.held_bytes > 10 * 800_000)
         release.set()
         for thread in threads:
@@ -102,14 +101,41 @@ def test_text_is_held_until_the_prompt_exists(model, monkeypatch):
         wait_for(lambda: server.service.chat.held_bytes == 0)
 
 
+def test_nobody_waits_for_large_texts(model, monkeypatch):
+    """A text of a megabyte takes a second to split into tokens; with two in hand everybody waited."""
+    release = threading.Event()
+    with serving(model) as server:
+        prompt = server.service.chat._prompt
+
+        def slow(asked, held):
+            assert not held.large or release.wait(30)
+            return prompt(asked, held)
+
+        monkeypatch.setattr(server.service.chat, "_prompt", slow)
+        statuses = []
+        body = encoded(question("x" * 100_000))
+        threads = [
+            threading.Thread(target=lambda: statuses.append(post(server.port, body))) for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: server.service.chat.held >= 1)
+        assert post(server.port, encoded(question())) == 200
+        assert not statuses
+        release.set()
+        for thread in threads:
+            thread.join()
+        assert statuses == [400] * 6
+
+
 def test_decoded_pictures_are_held(model):
-    """Four pictures of 4 MB decoded do not fit 12 MB beside another request; alone they do."""
-    urls = [data_url(png((1200, 1200), colour)) for colour in ("red", "teal", "navy", "olive")]
-    with serving(model, waiting_bytes=12 << 20) as server:
+    """Four pictures as the encoder wants them take 768 KiB: alone they may, beside another request not."""
+    urls = [data_url(png((300, 300), colour)) for colour in ("red", "teal", "navy", "olive")]
+    with serving(model, waiting_bytes=300_000) as server:
         assert post(server.port, encoded(question("?", *urls))) == 200
         server.service.chat._room.held += 1
         assert post(server.port, encoded(question("?", *urls))) == 429
-        assert post(server.port, encoded(question("?", *urls[:2]))) == 200
+        assert post(server.port, encoded(question("?", urls[0]))) == 200
         server.service.chat._room.held -= 1
 
 
