@@ -181,7 +181,8 @@ def _answer(out: BinaryIO, kind: bytes, width: int, height: int, *parts: bytes) 
 def _work(task: dict[str, Any], data: bytes, out: BinaryIO) -> None:
     """Answer one task."""
     limits, name = ImageLimits(**task["limits"]), task["name"]
-    own = _Limits(Budget(**task["budget"]))
+    # a file is held up to three times more: stripped, by Pillow and by the library
+    own = _Limits(Budget(**task["budget"]), 3 * len(data))
     own.grow(0, 0)
     try:
         picture = decode_picture(data, name, limits, own.grow)
@@ -203,10 +204,10 @@ def _work(task: dict[str, Any], data: bytes, out: BinaryIO) -> None:
 class _Limits:
     """What the process may take from now on, by the pixels of its picture."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, more: int) -> None:
         self._budget = budget
         self._pixels = -1
-        self._before = _address_space()
+        self._before = _address_space() + more
         self._most = -1
 
     def grow(self, width: int, height: int) -> None:

@@ -23,7 +23,7 @@ def decode(data: bytes, allow: Allow) -> Decoded:
         width, height = (int.from_bytes(extended[at : at + 3], "little") + 1 for at in (4, 7))
         allow(width, height)
         flags = extended[0] & (_ANIMATION | _ALPHA)
-        chunks = [(b"VP8X", bytes([flags]) + extended[1:10]), *chunks[1:]]
+        chunks = [(b"VP8X", bytes([flags]) + bytes(extended[1:10])), *chunks[1:]]
     for name, body in chunks:
         if name in (b"VP8 ", b"VP8L"):
             allow(*_size(name, body))
@@ -31,24 +31,25 @@ def decode(data: bytes, allow: Allow) -> Decoded:
             at = 16
             while at + 8 <= len(body):
                 length = int.from_bytes(body[at + 4 : at + 8], "little")
-                if body[at : at + 4] in (b"VP8 ", b"VP8L"):
-                    allow(*_size(body[at : at + 4], body[at + 8 : at + 18]))
+                if bytes(body[at : at + 4]) in (b"VP8 ", b"VP8L"):
+                    allow(*_size(bytes(body[at : at + 4]), body[at + 8 : at + 18]))
                 at += 8 + length + length % 2
     if not {b"VP8 ", b"VP8L", b"ANMF"} & set(names):
         raise EndOfFileError
-    packed = b"".join(
-        name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for name, body in chunks
-    )
-    file = b"RIFF" + struct.pack("<I", len(packed) + 4) + b"WEBP" + packed
-    with WebPImagePlugin.WebPImageFile(io.BytesIO(file)) as image:
+    parts: list[bytes | memoryview] = [b"WEBP"]
+    for name, body in chunks:
+        parts += [name + struct.pack("<I", len(body)), body, bytes(len(body) % 2)]
+    parts = [b"RIFF" + struct.pack("<I", sum(map(len, parts))), *parts]
+    with WebPImagePlugin.WebPImageFile(io.BytesIO(b"".join(parts))) as image:
         image.load()
         image._decoder = None  # it holds the canvas twice
         return Decoded(image, turned)
 
 
-def _chunks(data: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
+def _chunks(data: bytes) -> tuple[list[tuple[bytes, bytes | memoryview]], int]:
     """Return the chunks that make the picture, up to the first frame, and the orientation."""
-    found: list[tuple[bytes, bytes]] = []
+    found: list[tuple[bytes, bytes | memoryview]] = []
+    view = memoryview(data)
     at, turned = 12, 1
     ended = False
     for _ in range(_MOST_CHUNKS):
@@ -60,13 +61,13 @@ def _chunks(data: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
         elif name in (b"VP8X", b"ALPH", b"ANIM", b"VP8 ", b"VP8L", b"ANMF") and not ended:
             if at + 8 + length > len(data) or (name == b"VP8X" and length < 10):
                 raise EndOfFileError
-            found.append((name, data[at + 8 : at + 8 + length]))
+            found.append((name, view[at + 8 : at + 8 + length]))
             ended = name in (b"VP8 ", b"VP8L", b"ANMF")
         at += 8 + length + length % 2
     raise TooMuchError(f"more than {_MOST_CHUNKS:,} chunks")
 
 
-def _size(name: bytes, body: bytes) -> tuple[int, int]:
+def _size(name: bytes, body: bytes | memoryview) -> tuple[int, int]:
     """Return the size that a frame's own header names."""
     if len(body) < 10:
         raise EndOfFileError

@@ -119,13 +119,17 @@ def test_answers_equal_those_of_single_questions(folder, one_thread, tmp_path):
     names, _ = find_files([str(tmp_path)])
     question = Question("Describe the picture.", None, SamplingParams(max_tokens=24))
     inputs = PictureFiles(names, question)
+    # Asked before, and for the second time: two answers are nearly as likely, and which comes first depends
+    # on whether the prompt's pages are cached.
+    for _ in range(2):
+        alone = {
+            name: model.generate(question.messages([Image.open(name).convert("RGB")]), question.params).text
+            for name in names
+        }
     with AnswerFile(tmp_path / "a.jsonl") as file:
         tally = work.answer_all(model, inputs, range(12), file)
     assert (tally.answered, tally.failed) == (12, 0)
-    found = texts(tmp_path / "a.jsonl")
-    for name in names:
-        picture = Image.open(name).convert("RGB")
-        assert found[name] == model.generate(question.messages([picture]), question.params).text
+    assert texts(tmp_path / "a.jsonl") == alone
     assert model.engine.cache.pages.available * 16 == model.engine.cache.tokens
 
 
