@@ -48,7 +48,7 @@ test-gpu: .venv/.developing ## the tests that need a CUDA device; last line is J
 	$(BIN)/python -m pytest -q -m gpu
 
 # PIP_FIND_LINKS and the like may name a place that has CPU builds of torch only
-.fake-gpu/.installed: pyproject.toml setup.py tests/fake_cuda/build.py $(wildcard tests/fake_cuda/*.c)
+.fake-gpu/.installed: pyproject.toml setup.py tests/fake_cuda/build.py $(wildcard tests/fake_cuda/*.[ch])
 	$(PYTHON) -m venv .fake-gpu
 	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null .fake-gpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,export]'
 	.fake-gpu/bin/python tests/fake_cuda/build.py

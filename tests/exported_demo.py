@@ -49,7 +49,8 @@ def _export(base: Path) -> tuple[Path, str]:
     if missing:
         return out, f"{DEMO} has no {' and no '.join(missing)}; train it: python models/demo/train.py"
     try:
-        done = pixedge(base, "export", DEMO, "--out", out, "--calibration", CALIBRATION)
+        # on the CPU wherever it runs: the same bytes for every test
+        done = pixedge(base, "export", DEMO, "--out", out, "--calibration", CALIBRATION, "--device", "cpu")
     except subprocess.TimeoutExpired as error:
         return out, str(error)
     return out, "" if done.returncode == 0 else done.stderr

@@ -26,17 +26,19 @@ def exported(library: Path) -> set[str]:
     return set(re.findall(r" [TW] (\w+)", out.stdout))
 
 
-def build(out: Path, wanted: set[str], source: Path, *defined: str) -> None:
+def build(out: Path, wanted: set[str], sources: tuple[str, ...], *defined: str) -> None:
     """Compile a library that has all wanted functions; its file's name is what others look for."""
     include = [f"-I{folder}" for folder in HEADERS]
     flags = ["-std=gnu11", "-O1", "-fPIC", "-Wall", "-Werror", "-Wno-deprecated-declarations", *defined]
-    compiled = out.with_name(source.stem + ".o")
-    subprocess.run(["gcc", *flags, *include, "-c", source, "-o", compiled], check=True)
-    found = subprocess.run(["nm", "--defined-only", compiled], capture_output=True, text=True, check=True)
+    objects = []
+    for source in sources:
+        objects.append(out.with_name(f"{source}.o"))
+        subprocess.run(["gcc", *flags, *include, "-c", HERE / source, "-o", objects[-1]], check=True)
+    found = subprocess.run(["nm", "--defined-only", *objects], capture_output=True, text=True, check=True)
     have = set(re.findall(r" T (\w+)", found.stdout))
     rest = out.with_suffix(".rest.c")
     rest.write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(wanted - have)))
-    linked = ["gcc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{out.name}", "-o", out, compiled, rest]
+    linked = ["gcc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{out.name}", "-o", out, *objects, rest]
     subprocess.run([*linked, "-ldl", "-lpthread"], check=True)
 
 
@@ -46,13 +48,13 @@ def main(folder: Path) -> None:
     wanted = set(re.findall(r"\bcu[A-Z]\w+(?=\()", (TRITON / "driver.c").read_text()))
     for name in CUDA:
         wanted |= exported(NVIDIA / "cu13" / "lib" / name)
-    build(folder / "libcuda.so.1", wanted, HERE / "driver.c")
+    build(folder / "libcuda.so.1", wanted, ("card.c", "memory.c", "launches.c"))
     cudnn = NVIDIA / "cudnn" / "lib" / "libcudnn.so.9"
     version = f"-DCUDNN_VERSION={ctypes.CDLL(str(cudnn)).cudnnGetVersion()}"
-    build(folder / "libcudnn.so.9", exported(cudnn), HERE / "cudnn.c", version)
+    build(folder / "libcudnn.so.9", exported(cudnn), ("cudnn.c",), version)
     asked = (TORCH / "lib" / "libc10_cuda.so").read_bytes()  # by name, while it runs
     nvml = {name.decode() for name in re.findall(rb"\x00(nvml[A-Z]\w+)\x00", asked)}
-    build(folder / "libnvidia-ml.so.1", nvml, HERE / "nvml.c")
+    build(folder / "libnvidia-ml.so.1", nvml, ("nvml.c",))
 
 
 if __name__ == "__main__":

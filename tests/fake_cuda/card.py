@@ -14,14 +14,14 @@ MOST_DEVICES = 4
 
 
 class _Stats(ctypes.Structure):
-    """``struct stats`` of driver.c."""
+    """``struct stats`` of driver.h."""
 
     _fields_ = (*((name, ctypes.c_long) for name in NAMES), ("used_on", ctypes.c_long * MOST_DEVICES))
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What happened so far; see driver.c."""
+    """What happened so far; see driver.h."""
 
     used: int
     peak: int

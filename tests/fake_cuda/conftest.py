@@ -1,7 +1,6 @@
 """Tests on the stand-in driver: `make test-fake-gpu`, which starts pytest on it."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,15 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def folder(base: Path) -> Path:
     """Return the demo, exported on the CPU."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        return exported_demo(base)
-    finally:
-        if hidden is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = hidden
+    return exported_demo(base)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-/* NVIDIA's management library, as far as doctor asks it, and torch where memory runs out; see driver.c for the variables. */
+/* NVIDIA's management library, as far as doctor asks it, and torch where memory runs out; see card.c for the variables. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

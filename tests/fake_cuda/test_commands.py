@@ -36,7 +36,8 @@ def test_run(device: str, pictures: int, folder: Path, pixedge: Run) -> None:
     assert found["finish_reason"] == "stop" and set(found["text"]) == {"a"}  # as sitecustomize has it
     assert found["kv_cache"]["bits"] == 8
     assert found["peak_memory_bytes"]["cuda"] > 0
-    assert faults(done.stderr) == (5, (0, 0, 0, 0))
+    graphs, found = faults(done.stderr)
+    assert graphs >= 1 and found == (0, 0, 0, 0)
 
 
 def test_a_card_that_is_not_there(folder: Path, pixedge: Run) -> None:
@@ -91,7 +92,8 @@ def test_types(dtype: str, cache: str, folder: Path, pixedge: Run) -> None:
     )
     done = pixedge("run", *ask, FAKE_REPORT=1)
     assert done.returncode == 0, done.stderr
-    assert faults(done.stderr) == (0 if dtype == "float32" else 5, (0, 0, 0, 0))
+    graphs, found = faults(done.stderr)
+    assert (graphs == 0) == (dtype == "float32") and found == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
