@@ -74,7 +74,7 @@ def answers(model, trace, monkeypatch):
             return [error]
         if leave:
             driver.cancel(job)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             while pieces := await job.pieces():
                 errors += [piece.error for piece in pieces if piece.error is not None]
         assert job.ended
