@@ -11,7 +11,7 @@ CALIBRATION ?= models/demo/calibration
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install run export check test test-gpu test-fake-gpu test-slow attack bench bench-gpu profile interop clean
+.PHONY: help install run export check test test-gpu test-fake-gpu test-slow attack bench bench-gpu first-run profile interop clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ bench: $(OUT)/pixedge.json .venv/.developing ## time decoder, encoder, server an
 
 bench-gpu: .venv/.developing ## the same on a CUDA device, in Pixtral-12B's shape below 24 GiB; last line is JSON
 	$(BIN)/python benchmarks/gpu.py
+
+first-run: .venv/.developing ## on a machine with a card: collect what it shows into first-run.tar.gz, an hour at most
+	$(BIN)/python benchmarks/first_run.py $(if $(FOLDER),--model $(FOLDER))
 
 profile: $(OUT)/pixedge.json ## measure the demo by stage and draw profile.html
 	$(BIN)/pixedge profile --model $(OUT) --html profile.html

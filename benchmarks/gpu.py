@@ -9,8 +9,8 @@ through the engine. A share is of the limit that the bytes to move, or the opera
 rates. A step's time is that of a whole step on the host, the chosen tokens read back; "graph" is what the
 device alone takes. Peers: torch's own 4-bit product, and llama.cpp where PIXEDGE_LLAMA_PYTHON names a python
 with llama-cpp-python built for CUDA. It needs torch, triton, numpy and safetensors, and for the encoder an
-ONNX Runtime with the CUDA provider; where that is missing torch encodes in its place, which is told. What
-there is no time left for (--seconds) is left out and told. The last line is JSON.
+ONNX Runtime with the CUDA provider; where that is missing it encodes on the CPU, or else torch does, which is
+told. What there is no time left for (--seconds) is left out and told. The last line is JSON.
 """
 
 import argparse

@@ -27,18 +27,17 @@ class TorchEncoder:
 
 
 def open_encoder(config: ModelConfig, plan: Plan, device: torch.device, folder: Path) -> tuple[Any, str]:
-    """Open the ONNX session on the device, or torch's encoder with the reason why."""
-    try:
-        from pixedge.onnx_runtime import onnxruntime
+    """Open the ONNX session on the device, else on the CPU, else torch's encoder, with the reason why."""
+    reasons = []
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        try:
+            from pixedge.vision import VisionSession
+            from vision import write_encoder
 
-        if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise ImportError(f"ONNX Runtime {onnxruntime.__version__} here has no CUDA provider")
-        from pixedge.vision import VisionSession
-        from vision import write_encoder
-
-        write_encoder(folder, config)
-        session = VisionSession(folder, config, device, None, plan.arena)
-    except Exception as error:  # whatever is missing, the decoder's figures are worth having
-        reason = str(error).splitlines()[0]
-        return TorchEncoder(config, device), f"torch stands in for ONNX Runtime: {reason}"
-    return session, "ONNX Runtime"
+            write_encoder(folder, config)
+            session = VisionSession(folder, config, place, None, plan.arena)
+        except Exception as error:  # whatever is missing, the decoder's figures are worth having
+            reasons.append(str(error).splitlines()[0])
+            continue
+        return session, f"ONNX Runtime on the CPU: {reasons[0]}" if reasons else "ONNX Runtime"
+    return TorchEncoder(config, device), f"torch stands in for ONNX Runtime: {reasons[-1]}"
