@@ -99,16 +99,21 @@ def read_fitted(
     """Decode one picture and bring it to the encoder's size, all of that in the other process.
 
     image_size: the longest side; patch_size: the sides become multiples of it. The other arguments and errors
-    are those of read_image.
+    are those of read_image. Pictures that need long wait behind each other, and others do not.
     """
-    _, width, height, content = _ask(source, name, limits, (image_size, patch_size))
+    _, width, height, content = _ask(source, name, limits, (image_size, patch_size), shared=True)
     across, down = image_grid(width, height, image_size, patch_size)
     pixels = np.frombuffer(content, np.float32).reshape(3, down * patch_size, across * patch_size)
     return FittedPicture((width, height), pixels)
 
 
 def _ask(
-    source: bytes | Path | BinaryIO, name: str, limits: ImageLimits, fit: tuple[int, int] | None
+    source: bytes | Path | BinaryIO,
+    name: str,
+    limits: ImageLimits,
+    fit: tuple[int, int] | None,
+    *,
+    shared: bool = False,
 ) -> tuple[bytes, int, int, bytearray]:
     """Check the bytes and have them decoded."""
     if not name.isprintable():
@@ -121,7 +126,8 @@ def _ask(
             raise ImageError(f"{name} is a PDF, not a picture; give its pages as pictures")
         raise ImageError(f"{name} is not a picture that pixedge can read; give {READABLE}")
     try:
-        answer = PROCESSES.ask({"name": name, "limits": asdict(limits), "fit": fit}, data, limits.max_pixels)
+        task = {"name": name, "limits": asdict(limits), "fit": fit}
+        answer = PROCESSES.ask(task, data, limits.max_pixels, shared=shared)
     except ProcessEndedError as error:
         if error.over_time:
             raise ImageError(f"{name} takes too long to decode for its size; save it again as PNG") from None

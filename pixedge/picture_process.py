@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,9 @@ follow; b"E" or b"T" (too many pixels), the bytes of a sentence."""
 
 # At the lowest priority on a busy machine a process gets little of the clock, so it may take long.
 _CLOCK_FACTOR, _CLOCK_SECONDS = 100, 60
+
+QUICK_SECONDS = 0.15
+"""CPU time in which pictures of a few megapixels are decoded, and photos of twelve."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,12 @@ class ProcessEndedError(Exception):
 
 
 class PictureProcesses:
-    """A pool: as many processes as are busy at a time, at most ``most``; more tasks wait."""
+    """A pool: as many processes as are busy at a time, at most ``most`` and one for slow ones; tasks wait."""
 
     def __init__(self, most: int, budget: Budget | None = None) -> None:
         """Start none yet."""
         self._most, self._budget = most, budget or Budget()
-        self._slots = threading.BoundedSemaphore(most)
+        self._slots, self._slow = threading.BoundedSemaphore(most), threading.BoundedSemaphore(1)
         self._lock = threading.Lock()
         self._idle: list[subprocess.Popen[bytes]] = []
 
@@ -74,20 +77,40 @@ class PictureProcesses:
             if not self._idle:
                 self._idle.append(_spawn())
 
-    def ask(self, task: dict[str, Any], data: bytes, max_pixels: int) -> tuple[bytes, int, int, bytearray]:
+    def ask(
+        self, task: dict[str, Any], data: bytes, max_pixels: int, *, shared: bool = False
+    ) -> tuple[bytes, int, int, bytearray]:
         """Have a task done; return the kind of its answer, the two numbers and the bytes.
 
-        task: see `pixedge.picture_decoder`. Raises ProcessEndedError where the process took too much, or
-        crashed.
+        task: see `pixedge.picture_decoder`. shared: others wait too, so it gets QUICK_SECONDS at first,
+        which is enough for nearly all, and one that needs more is begun again where only such ones wait.
+        Raises ProcessEndedError where the process took too much, or crashed.
         """
-        with self._slots:
+        if shared:
+            quick = replace(self._budget, least_seconds=QUICK_SECONDS, seconds_a_pixel=0.0)
+            try:
+                return self._ask(self._slots, quick, task, data, max_pixels)
+            except ProcessEndedError as error:
+                if not error.over_time:
+                    raise
+        return self._ask(self._slow if shared else self._slots, self._budget, task, data, max_pixels)
+
+    def _ask(
+        self,
+        slots: threading.BoundedSemaphore,
+        budget: Budget,
+        task: dict[str, Any],
+        data: bytes,
+        max_pixels: int,
+    ) -> tuple[bytes, int, int, bytearray]:
+        with slots:
             with self._lock:
                 process = self._idle.pop() if self._idle else None
             process = process or _spawn()
-            clock = _Clock(process, self._budget.seconds(max_pixels) * _CLOCK_FACTOR + _CLOCK_SECONDS)
+            clock = _Clock(process, budget.seconds(max_pixels) * _CLOCK_FACTOR + _CLOCK_SECONDS)
             answer = None
             try:
-                answer = _exchange(process, task | {"budget": asdict(self._budget)}, data)
+                answer = _exchange(process, task | {"budget": asdict(budget)}, data)
             finally:
                 clock.stop()
                 if answer is not None:
@@ -104,6 +127,7 @@ class PictureProcesses:
         """Start anew in a forked child, which must not speak on its parent's pipes."""
         self._lost, self._idle = self._idle, []
         self._lock, self._slots = threading.Lock(), threading.BoundedSemaphore(self._most)
+        self._slow = threading.BoundedSemaphore(1)
 
     def close(self) -> None:
         """End the idle processes."""

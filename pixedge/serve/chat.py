@@ -44,8 +44,9 @@ _FORMAT_SECONDS = 2.0
 # Threads that build prompts of text alone, which never wait for pictures.
 _READERS = 2
 
-# Threads in which requests with pictures wait for these, and then build their prompts.
-_PICTURE_READERS = 4
+# Threads in which requests with pictures wait for these, and then build their prompts: enough that pictures
+# which take long do not hold them all. What waits is bounded by the bytes that it holds.
+_PICTURE_READERS = 64
 
 
 class Chat:

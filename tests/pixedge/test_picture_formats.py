@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from dataclasses import asdict
 
@@ -24,7 +25,7 @@ from pixedge.image import ImageLimits, read_fitted, read_image
 from pixedge.picture_formats import ENDINGS, FORMATS, READABLE, detect
 from pixedge.picture_process import Budget, PictureProcesses, ProcessEndedError
 from pixedge.serve.page import load_page
-from tests.hostile_pictures import PNG, REFUSED, chunk, encoded, rle
+from tests.hostile_pictures import PNG, REFUSED, chunk, encoded, rle, scans
 
 LIMITS = ImageLimits()
 
@@ -447,3 +448,29 @@ def test_a_forked_child_has_processes_of_its_own():
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert read(PNG).shape == (4, 4, 3)
+
+
+def test_pictures_that_take_long_do_not_hold_the_others():
+    """A small picture passes a slow one that came first, though there is one process for the pool.
+
+    The slow one takes some 2 s of processor time. It uses up its first, short budget, and is begun again
+    where only such pictures wait.
+    """
+    processes = PictureProcesses(1)
+    task = {"name": "it", "limits": asdict(LIMITS), "fit": (64, 16)}
+    order: list[str] = []
+
+    def ask(name: str, data: bytes) -> None:
+        assert processes.ask(task, data, LIMITS.max_pixels, shared=True)[0] == b"F"
+        order.append(name)
+
+    slow = threading.Thread(target=ask, args=("slow", scans(60, 5000)))
+    slow.start()
+    try:
+        while processes._slow._value:  # until it waits no more where the small one goes
+            assert slow.is_alive()
+        ask("small", encoded(Image.new("RGB", (40, 30)), "PNG"))
+    finally:
+        slow.join()
+        processes.close()
+    assert order == ["small", "slow"]
