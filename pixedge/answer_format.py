@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pixedge.errors import UsageError
-from pixedge.format_limits import LARK_LITERALS, MAX_CHARACTERS, check_lark, check_regex, check_schema_limits
+from pixedge.format_limits import (
+    LARK_LITERALS,
+    MAX_CHARACTERS,
+    MAX_WITH_NOTES,
+    check_lark,
+    check_regex,
+    check_schema_limits,
+)
 from pixedge.format_probe import UNREADABLE, grammar_of
 from pixedge.format_trial import find_fault
 from pixedge.json_schema import check_schema
+from pixedge.schema_dialects import translate
 
 _LONGEST = 360  # characters of a refusal
 
@@ -45,17 +53,14 @@ class AnswerFormat:
             raise UsageError(f"the kind of format is {self.kind!r}; use {', '.join(_NOUNS)}")
         if not isinstance(self.text, str):
             raise UsageError(f"the {self.noun} is a {type(self.text).__name__}; give a string")
-        if len(self.text) > MAX_CHARACTERS:
-            raise UsageError(
-                f"the {self.noun} has {len(self.text):,} characters and the limit is {MAX_CHARACTERS:,};"
-                " make it shorter"
-            )
+        self._check_length(MAX_WITH_NOTES if self.kind == "schema" else MAX_CHARACTERS)
         if self.kind == "schema":
-            schema = _parse(self.text)
+            schema = translate(_parse(self.text))
             check_schema_limits(schema)
             check_schema(schema)
-            if schema is True:  # a form that llguidance takes no options with
-                object.__setattr__(self, "text", "{}")
+            # True is a form that llguidance takes no options with
+            object.__setattr__(self, "text", "{}" if schema is True else json.dumps(schema))
+            self._check_length(MAX_CHARACTERS, ", notes left out,")
         elif self.kind == "regex":
             if not self.text:
                 raise UsageError("the regular expression is empty; give one that an answer can match")
@@ -67,6 +72,13 @@ class AnswerFormat:
             unread = fault.startswith(UNREADABLE)
             cause = fault[:200] if unread else f"cannot be used: {_first_cause(fault)}"
             raise UsageError(f"the {self.noun} {cause}")
+
+    def _check_length(self, most: int, of: str = "") -> None:
+        if len(self.text) > most:
+            raise UsageError(
+                f"the {self.noun}{of} has {len(self.text):,} characters and the limit is {most:,}; make it"
+                " shorter"
+            )
 
     @classmethod
     def from_schema(cls, schema: Mapping[str, Any] | bool | str) -> "AnswerFormat":

@@ -26,7 +26,7 @@ from pixedge.kernels.cuda import available
 from pixedge.linear import Int4Linear, Int8Linear
 from pixedge.packing import GptqWeight, QuantizedWeight, read_gptq, read_imported_gptq
 from pixedge.plain_name import is_plain_name, leads_out
-from pixedge.section import read_json
+from pixedge.section import MAX_JSON_BYTES, read_json
 from pixedge.tensor_shapes import DECODER, HEAD, exported_shapes
 from pixedge.terminal import complain
 
@@ -39,6 +39,8 @@ REPORT = "export_report.json"
 REPORT_PAGE = "export_report.html"
 REPORTS = (REPORT, REPORT_PAGE)
 FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 20
+"""Pixtral-12B's has 30 kB. Its known conversation is tokenised, which takes time by its length."""
 _OPTIONAL = ("vision_encoder_fused.onnx",)
 _READ = (PARAMS_FILE, "tekken.json", INDEX, "vision_encoder.onnx", "vision_encoder_cpu.onnx", *_OPTIONAL)
 """What is opened by its name; older folders lack the optional ones."""
@@ -115,7 +117,7 @@ def open_artifact(folder: Path | str) -> Artifact:
         )
     if leads_out(path):
         raise ArtifactError(f"{path} is a link out of the folder; copy the folder with its files")
-    manifest = _read_json(path)
+    manifest = _read_json(path, MAX_MANIFEST_BYTES)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(
@@ -124,17 +126,17 @@ def open_artifact(folder: Path | str) -> Artifact:
         )
     try:
         files = {
-            name: FileEntry(int(entry["bytes"]), str(entry["sha256"]))
+            name: FileEntry(_whole(entry["bytes"]), str(entry["sha256"]))
             for name, entry in manifest["files"].items()
         }
         recipe = manifest["recipe"]
-        group_size = int(recipe["group_size"])
+        group_size = _whole(recipe["group_size"])
         imported = recipe.get("method") == IMPORTED
         if group_size < 1 and not (imported and group_size == -1):
             raise ValueError(f"group_size is {group_size}")
         zero_offset = ZERO_OFFSETS[recipe["checkpoint_format"]] if imported else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}); export again") from error
+        raise ArtifactError(f"{path} is damaged ({error!r:.120}); export again") from error
     strange = [name for name in files if not is_plain_name(name)]
     if strange:
         raise ArtifactError(f"{path} lists {strange[0]!a:.80}, which is not a file's name; export again")
@@ -315,9 +317,16 @@ def _unreadable(path: Path, folder: Path, error: Exception) -> ArtifactError:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _whole(value: object) -> int:
+    """Return a whole number that a file system or a tensor could have; ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
+        raise ValueError(f"{value!r:.40} is not a whole number below 2**63")
+    return value
+
+
+def _read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     try:
-        data = read_json(path)
+        data = read_json(path, most)
     except CheckpointError as error:
         raise ArtifactError(f"{str(error).rpartition(';')[0]}; export again") from error
     if not isinstance(data, dict):

@@ -14,7 +14,10 @@ from pixedge.errors import UsageError
 from pixedge.json_schema import subschemas
 
 MAX_CHARACTERS = 100_000
-"""The longest format."""
+"""The longest format; of a schema its notes, such as descriptions, do not count."""
+
+MAX_WITH_NOTES = 1_000_000
+"""The longest text of a schema."""
 
 MAX_UNFOLDED = 100_000
 """Pieces of a regular expression, or of a grammar's rule, with every {n,m} written out."""

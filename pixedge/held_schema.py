@@ -36,7 +36,7 @@ EMPTY: dict[str, tuple[object, ...]] = {
 }
 
 # Beyond these, comparing the schemas of a stranger with each other would take long.
-_MOST_BRANCHES = 100
+_MOST_BRANCHES = 250
 _MOST_PROPERTIES = 32
 _MOST_DIGITS = 40
 

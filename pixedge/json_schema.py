@@ -17,8 +17,7 @@ from pixedge.held_schema import (
     STANDARD_FORMATS,
     plain_pattern,
 )
-
-MAX_DEPTH = 64
+from pixedge.schema_dialects import MAX_DEPTH, NOTES, is_note
 
 FORMATS = frozenset(
     {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
@@ -33,17 +32,8 @@ _VALUES = frozenset(
         *("$ref", "$anchor", "$id"),
     }
 )
-_NOTES = frozenset(
-    {
-        *("$schema", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly"),
-        *("writeOnly", "contentEncoding", "contentMediaType", "contentSchema"),
-        # of OpenAPI, of form builders and editors; a null that nullable allows is just never said
-        *("discriminator", "nullable", "example", "xml", "externalDocs", "enumNames", "enumDescriptions"),
-        *("markdownDescription", "propertyOrdering", "errorMessage"),
-    }
-)
-KEYWORDS = SCHEMA | SCHEMAS | NAMED_SCHEMAS | _VALUES | _NOTES
-"""Every keyword that a schema may hold; besides, any that begins with x-, as a note."""
+KEYWORDS = SCHEMA | SCHEMAS | NAMED_SCHEMAS | _VALUES | NOTES
+"""Every keyword that a schema may hold; besides, any that is a note by its form (``is_note``)."""
 
 
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
@@ -96,7 +86,7 @@ def _check_keywords(place: str, schema: dict[str, Any]) -> None:
     for keyword, value in schema.items():
         if keyword in EMPTY and value in EMPTY[keyword]:
             continue
-        if keyword not in KEYWORDS and (not keyword.startswith("x-") or keyword == "x-guidance"):
+        if keyword not in KEYWORDS and not is_note(keyword):
             raise UsageError(
                 f"the schema has the keyword {keyword!r} at {place}, which pixedge cannot hold an answer to;"
                 " leave it out"

@@ -39,6 +39,8 @@ IGNORED = (
     *("uuid", "message_id", "messageId", "parent_id", "parentId", "childrenIds", "trace_id", "traceId"),
     *("chat_id", "session_id", "conversation_id", "model", "models", "agent", "author", "sender"),
     *("status", "metadata", "opts", "usage", "annotations", "weight", "cache_control", "finish_reason"),
+    *("object", "type", "index", "done", "done_reason", "user", "username", "provider", "modelName"),
+    *("ts", "time", "tokens", "token_count", "version", "order", "rating", "feedback", "conversationId"),
 )
 """Fields of a message that may hold anything: OpenAI's own, and what clients keep beside their messages."""
 
@@ -53,7 +55,6 @@ _MOST_PARTS = 1024
 _BASE64_HEADER = re.compile(r";\s*base64\s*$", re.IGNORECASE)
 _BLANKS = " \t\r\n\f"
 _ALPHABET = bytes.maketrans(b"-_", b"+/")
-_ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%20": "", "%09": "", "%0A": "", "%0D": ""}
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ def _part(where: str, part: object, role: Role, pictures: "_Pictures") -> Part:
             f"{where} is a {type(part).__name__}; use {{'type': 'text' | 'image' | 'image_url', …}}"
         )
     kind = part.get("type")
-    if kind == "text":
-        return _text(where, part.get("text"))
+    if kind == "text" or (kind == "refusal" and role == "assistant"):
+        return _text(where, part.get(kind))
     if kind not in ("image", "image_url"):
         raise MessageError(f"{where} has the type {shown(kind)}; use text, image or image_url")
     if role != "user":
@@ -279,9 +280,8 @@ def decode_data_url(where: str, url: str, most: int | None = None) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or _BASE64_HEADER.search(header[-40:]) is None:
         raise MessageError(f"{where} has a data: URL without ;base64,; encode the picture's bytes in base64")
-    if "%" in payload:  # these alone, which needs no list of pieces as unquote does
-        for escape, character in _ESCAPES.items():
-            payload = payload.replace(escape, character).replace(escape.lower(), character)
+    if "%" in payload:
+        payload = _unquote(where, payload)
     size = (len(payload) - sum(map(payload.count, _BLANKS)) - payload[-4:].count("=")) * 3 // 4
     if most is not None and size > most:
         raise ImageError(
@@ -294,9 +294,25 @@ def decode_data_url(where: str, url: str, most: int | None = None) -> bytes:
         data += b"=" * (-len(data) % 4)
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
-        raise MessageError(
-            f"{where} has a data: URL that is not valid base64; encode the picture's bytes again"
-        ) from None
+        raise _not_base64(where) from None
+
+
+def _unquote(where: str, payload: str) -> str:
+    """Decode percent-encoding, without the list of pieces that urllib.parse.unquote makes of it.
+
+    Quoted-printable writes the same escapes with another mark, and = stands only for padding here.
+    """
+    try:
+        data = payload.encode("ascii").translate(None, _BLANKS.encode()).rstrip(b"=")
+        if b"=" not in data:
+            return binascii.a2b_qp(data.replace(b"%", b"=")).decode("ascii")
+    except UnicodeError:
+        pass
+    raise _not_base64(where)
+
+
+def _not_base64(where: str) -> MessageError:
+    return MessageError(f"{where} has a data: URL that is not valid base64; encode the picture's bytes again")
 
 
 def _check_order(turns: tuple[Turn, ...]) -> None:

@@ -105,18 +105,16 @@ def is_positive(value: float) -> bool:
     return 0 < value <= sys.float_info.max
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, most: int = MAX_JSON_BYTES) -> Any:
     """Parse a JSON file of a folder; CheckpointError names the file and what is wrong with it.
 
-    More than MAX_JSON_BYTES are not read, and neither is what is not a file, such as a named pipe.
+    More than ``most`` bytes are not read, and neither is what is not a file, such as a named pipe.
     """
     try:
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file; fetch it again")
-        if (size := file.stat().st_size) > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{file} has {size:,} bytes and the limit is {MAX_JSON_BYTES:,}; fetch it again"
-            )
+        if (size := file.stat().st_size) > most:
+            raise CheckpointError(f"{file} has {size:,} bytes and the limit is {most:,}; fetch it again")
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error

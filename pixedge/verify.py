@@ -127,7 +127,7 @@ def check_known_picture(artifact: Artifact, model: Model) -> Check:
     """Score the known conversation again, and compare with what the export measured."""
     try:
         known = artifact.manifest["known_picture"]
-        expected = torch.tensor(known["logprobs"], dtype=torch.float32)
+        expected = _figures(known["logprobs"])
         prompt = model.tokenizer.encode(known["messages"])
         if not 0 < len(expected) < len(prompt.ids):
             raise ValueError(f"{len(expected)} figures")
@@ -145,6 +145,16 @@ def check_known_picture(artifact: Artifact, model: Model) -> Check:
     return Check("known picture", ok, detail if ok else f"{detail}; export again")
 
 
+def _figures(values: object) -> torch.Tensor:
+    """Return a list of numbers as float32; ValueError for anything else that a manifest may hold."""
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{values!r:.60} is not a list of numbers")
+    try:
+        return torch.tensor(values, dtype=torch.float32)
+    except (OverflowError, RuntimeError) as error:  # a number too large
+        raise ValueError(str(error)) from error
+
+
 def sample_embeddings(embeddings: torch.Tensor) -> list[float]:
     """Take evenly spaced values of embeddings [patches, dim], rounded to five digits."""
     values = embeddings.flatten().float().cpu()
@@ -160,18 +170,17 @@ def check_encoder(artifact: Artifact, model: Model) -> Check:
     known = artifact.manifest.get("known_picture") or {}
     try:
         (pixels,) = model.tokenizer.encode(known["messages"]).images
+        stored = _figures(known["embeddings"]) if "embeddings" in known else None
     except (KeyError, TypeError, ValueError, PixedgeError) as error:
         detail = f"{MANIFEST} does not hold a known picture ({error!r:.120}); export again"
         return Check("encoder", False, detail)
     found = torch.tensor(sample_embeddings(model.engine.vision.encode(pixels)))
-    stored = known.get("embeddings")
-    if isinstance(stored, list) and len(stored) == SAMPLED_EMBEDDINGS:
-        against, values = "what the export stored", stored
+    if stored is not None and len(stored) == SAMPLED_EMBEDDINGS:
+        against, expected = "what the export stored", stored
     else:
         against = "its float32 graph"
         exact = VisionSession(artifact.folder, artifact.config, torch.device("cpu"), exact=True)
-        values = sample_embeddings(exact.encode(pixels))
-    expected = torch.tensor(values, dtype=torch.float32)
+        expected = torch.tensor(sample_embeddings(exact.encode(pixels)))
     drift = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
     ok = drift <= MAX_ENCODER_DRIFT  # not so where a value is NaN
     detail = (

@@ -74,6 +74,13 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Fields that ask for what pixedge does not have, with the values that ask for nothing; empty ones do too."""
 
+_OTHER_NAMES = {
+    "logprobs": ("top_logprobs",),
+    "max_tokens": ("max_completion_tokens",),
+    "repetition_penalty": ("repeat_penalty",),
+}
+"""What clients call a parameter of SamplingParams, where that is not its own name."""
+
 
 @dataclass(frozen=True)
 class ChatRequest:
@@ -176,10 +183,11 @@ def _params(fields: Fields, logprobs: bool) -> tuple[SamplingParams, bool]:
             logprobs=(top or 0) if logprobs else None,
         )
     except UsageError as error:
-        message = str(error)
-        if message.startswith("logprobs "):  # it was asked for under another name
-            message = f"top_{message}"
-        raise Refusal(400, message, param=message.partition(" ")[0], code="invalid_value") from None
+        name, blank, words = str(error).partition(" ")
+        for said in _OTHER_NAMES.get(name, ()):
+            if fields.take(said) is not None:
+                name = said
+        raise Refusal(400, f"{name}{blank}{words}", param=name, code="invalid_value") from None
     return params, longest is not None
 
 

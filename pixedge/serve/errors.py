@@ -92,6 +92,8 @@ def refusal(error: Exception, param: str | None = None) -> Refusal:
     if isinstance(error, PixedgeError):
         for kind, code in _CODES:
             if isinstance(error, kind):
+                if issubclass(kind, (ImageError, MessageError)):  # both tell the message by its index
+                    param = param or "messages"
                 return Refusal(400, str(error), param=param, code=code)
         return Refusal(500, str(error), code="model_error")
     return Refusal(500, "the server failed on this request; its log says why", code="internal_error")

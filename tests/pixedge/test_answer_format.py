@@ -12,7 +12,7 @@ from pixedge.sampling import SamplingParams
 
 # Keywords of the JSON Schema drafts, and of OpenAPI, that pixedge cannot hold an answer to.
 REFUSED = {
-    "not": {},
+    "not": {"type": "null"},
     "if": {},
     "then": {},
     "else": {},
@@ -20,13 +20,12 @@ REFUSED = {
     "minContains": 1,
     "maxContains": 1,
     "uniqueItems": True,
-    "propertyNames": {"pattern": "^a"},
+    "propertyNames": {"minLength": 2},
     "dependentRequired": {},
     "dependentSchemas": {},
     "dependencies": {},
     "unevaluatedItems": False,
     "unevaluatedProperties": False,
-    "additionalItems": False,
     "$dynamicRef": "#a",
     "$dynamicAnchor": "a",
     "$recursiveRef": "#",
@@ -56,7 +55,7 @@ def test_a_keyword_that_cannot_be_kept_to_is_refused_by_its_name(keyword, wrap):
         ({"type": "string", "pattern": r"^(?!^[-+.]*$)x(?=y)$"}, "look-around"),
         ({"type": "string", "format": "iri"}, "'format' 'iri' at #/items"),
         ({"type": "string", "format": "json-pointer"}, "'format' 'json-pointer'"),
-        ({"type": "integer", "exclusiveMinimum": True}, "'exclusiveMinimum' at #/items"),
+        ({"type": "integer", "exclusiveMinimum": "3"}, "'exclusiveMinimum' at #/items"),
     ],
 )
 def test_what_cannot_be_held_is_refused_by_its_field(schema, named):
@@ -86,9 +85,9 @@ def test_values_are_not_read_as_schemas():
     [
         ({"type": "strin"}, "'type'"),
         ({"properties": {"a": {"type": "strin"}}}, "'type' at #/properties/a"),
-        ({"items": [{"type": "string"}]}, "'items'"),
+        ({"items": "string"}, "'items'"),
         ({"minimum": "3"}, "'minimum'"),
-        ({"exclusiveMinimum": True}, "'exclusiveMinimum'"),
+        ({"exclusiveMinimum": "3"}, "'exclusiveMinimum'"),
         ({"required": "a"}, "'required'"),
         ({"type": "string", "format": "idn-email"}, "'format' 'idn-email'"),
         ({"format": "idn-email"}, "'format' 'idn-email'"),

@@ -18,11 +18,13 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from pixedge.artifact import INDEX, MANIFEST
+from pixedge.artifact import INDEX, MANIFEST, open_artifact
 from pixedge.cli import main
 from pixedge.errors import ArtifactError
+from pixedge.loading import load
 from pixedge.plain_name import is_plain_name
 from pixedge.self_digest import UNSIGNED, is_as_signed, sign
+from pixedge.verify import check_encoder
 from pixedge.vision import CPU_GRAPH, CUDA_GRAPH, FUSED_GRAPH
 from pixedge.vision_graph_check import WIRINGS, check_graph, read_graph
 from tests.exported_demo import ROOT, environment
@@ -87,6 +89,10 @@ def move_shard(to: str) -> Callable[[Path], None]:
         )
 
     return damage
+
+
+def size(value: float) -> Callable[[Path], None]:
+    return name_files(lambda data: data["files"][SHARD].update(bytes=value))
 
 
 def link(name: str, to: str) -> Callable[[Path], None]:
@@ -203,10 +209,21 @@ CASES = {
     "an absolute file": (move_shard("/etc/passwd"), "is not a file's name"),
     "a file below": (move_shard("sub/x"), "is not a file's name"),
     "a Windows path": (move_shard("..\\outside"), "is not a file's name"),
+    "half a surrogate": (move_shard("\ud800"), "is not a file's name"),
     "a name of 5,000 characters": (move_shard("a" * 5000), "is not a file's name"),
     "a name with a zero": (move_shard("a\0b"), "is not a file's name"),
     "an empty name": (move_shard(""), "is not a file's name"),
     "a name with control characters": (move_shard("\x1b[2Ja"), "is missing"),
+    "an infinite size": (size(1e999), "is damaged"),
+    "a size of 4,000 digits": (size(10**4000), "is not a whole number below 2**63"),
+    "an infinite group": (
+        name_files(lambda data: data["recipe"].update(group_size=1e999)),
+        "is damaged",
+    ),
+    "a manifest of 2 MB": (
+        name_files(lambda data: data.update(more="x" * (2 << 20))),
+        "the limit is 1,048,576",
+    ),
     "a link out": (link(SHARD, "../outside"), "is a link out of the folder"),
     "an absolute link out": (link("params.json", "/etc/hostname"), "is a link out of the folder"),
     "a manifest that is a link": (link(MANIFEST, "/etc/hostname"), "is a link out of the folder"),
@@ -254,6 +271,20 @@ def test_a_hostile_folder_is_a_sentence(folder: Path, name: str, ask: Callable[.
     assert "\x1b" not in said
 
 
+FIGURES = [[10**400], [[1.0], [2.0]], [True], ["1"], "1", {}, [None], [1e999] * 3]
+
+
+@pytest.mark.parametrize("figures", FIGURES, ids=lambda figures: repr(figures)[:20])
+def test_figures_of_a_known_picture_that_are_none_are_a_sentence(folder: Path, figures: object) -> None:
+    """Seen: OverflowError for a number of 400 digits, RuntimeError for a list of lists."""
+    alter_json(
+        folder / MANIFEST, lambda data: data["known_picture"].update(logprobs=figures, embeddings=figures)
+    )
+    assert "export again" in here(folder, "verify", str(folder), "--device", "cpu")
+    check = check_encoder(open_artifact(folder), load(folder, device="cpu"))
+    assert figures == FIGURES[-1] or (not check.ok and "export again" in check.detail)
+
+
 def test_links_within_a_folder_are_followed(folder: Path) -> None:
     """Some tools that fetch folders store one copy of equal files."""
     (folder / SHARD).rename(folder / "blob")
@@ -292,7 +323,7 @@ def test_broken_graphs_are_read_to_a_sentence(original: Path, tmp_path: Path, na
 
 def test_plain_names() -> None:
     assert all(map(is_plain_name, ["a", "model-00001-of-00002.safetensors", "größe.bin", "..a", "a" * 255]))
-    wrong = ["", ".", "..", "a/b", "/a", "a\\b", "c:a", "a\0", "a" * 256, "ä" * 128, 3, None]
+    wrong = ["\udfff", "", ".", "..", "a/b", "/a", "a\\b", "c:a", "a\0", "a" * 256, "ä" * 128, 3, None]
     assert not any(map(is_plain_name, wrong))
 
 

@@ -308,6 +308,10 @@ def test_turns_in_any_order_are_those_of_mistral_common(tekken_file, tmp_path, v
         ([user("a"), *[{"role": "assistant", "content": each} for each in "bc"], user("d")], "ab\n\ncd"),
         ([user("a"), {"role": "developer", "content": "Be brief."}, user("b")], "a" "Be brief.\n\nb"),
         ([user("a"), {"role": "assistant", "content": None, "refusal": "No."}, user("b")], "aNo.b"),
+        (
+            [user("a"), {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, user("b")],
+            "aNo.b",
+        ),
     ],
 )  # fmt: skip
 def test_turns_that_people_send(tokenizer, messages, text):
@@ -425,6 +429,8 @@ SPELLINGS = {
     "percent-encoded": lambda url: url[:22] + quote(url[22:], safe=""),
     "percent-encoded in small letters": lambda url: url[:22] + quote(url[22:], safe="").replace("%2B", "%2b"),
     "percent-encoded lines": lambda url: url[:22] + quote("\r\n".join(textwrap.wrap(url[22:], 76)), safe=""),
+    "every character percent-encoded": lambda url: url[:22] + "".join(f"%{ord(c):02x}" for c in url[22:]),
+    "one letter percent-encoded": lambda url: url[:30] + f"%{ord(url[30]):02X}" + url[31:],
     "the alphabet for addresses": lambda url: url[:22] + url[22:].translate(str.maketrans("+/", "-_")),
     "capitals and blanks in front": lambda url: "DATA:image/png;charset=x; BASE64" + url[21:],
     "no type": lambda url: "data:;base64" + url[21:],

@@ -124,7 +124,7 @@ FIELDS = {
     "a stop string that is a number": (asking(stop=[5]), "stop"),
     "log-probabilities of others alone": (asking(top_logprobs=2), "top_logprobs needs logprobs"),
     "two penalties for the same": (asking(repetition_penalty=1.2, repeat_penalty=1.1), "give one of them"),
-    "a penalty under its other name": (asking(repeat_penalty=0), "repetition_penalty"),
+    "a penalty under its other name": (asking(repeat_penalty=0), "repeat_penalty"),
     "reasoning": (asking(chat_template_kwargs={"enable_thinking": True}), "chat_template_kwargs is not"),
     "a prompt that is not ended": (asking(add_generation_prompt=False), "add_generation_prompt is not"),
     "a user message to be continued": (
