@@ -36,7 +36,8 @@ _GENERATION = frozenset({
 })
 # What training tools leave behind.
 _TRAINING = frozenset({
-    "attn_implementation", "gradient_checkpointing", "tokenizer_model_max_length", "tokenizer_padding_side",
+    "attn_implementation", "gradient_checkpointing", "model_max_length", "neftune_noise_alpha",
+    "processor_class", "tokenizer_model_max_length", "tokenizer_padding_side", "trust_remote_code",
     "unsloth_fixed", "unsloth_version",
 })
 # fmt: on

@@ -74,9 +74,11 @@ class Section:
         self._refuse(key, value, f"null or at least the context of {context}")
 
     def finish(self, ignored: frozenset[str]) -> None:
-        """Refuse the keys that nothing has asked for, except those ignored or private (`_name`)."""
+        """Refuse the keys that nothing has asked for, except those ignored, private (`_name`) or empty."""
         left = self._data.keys() - self._seen - ignored
-        unknown = sorted(key for key in left if not key.startswith("_"))
+        unknown = sorted(
+            key for key in left if not key.startswith("_") and self._data[key] not in (None, {}, [], "")
+        )
         if unknown:
             more = f" (and neither are {', '.join(unknown[1:4])})" if len(unknown) > 1 else ""
             raise ConfigError(

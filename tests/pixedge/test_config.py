@@ -353,6 +353,15 @@ def test_params_refusals_name_file_key_and_value(path: str, value: object, sente
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [None, {}, [], ""])
+@pytest.mark.parametrize("path", ["kv_cache_scheme", "text_config.lm_head", "vision_config.layer_types_v2"])
+def test_keys_that_hold_nothing_are_let_stand(path: str, value: object) -> None:
+    """Configurations are saved with the switches of a newer library, all of them off."""
+    assert ModelConfig.from_hf(edited(HF, path, value)) == ModelConfig.from_hf(HF)
+    with pytest.raises(ConfigError, match="not one that pixedge knows"):
+        ModelConfig.from_hf(edited(HF, path, 0))
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
