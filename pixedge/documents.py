@@ -15,11 +15,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import re
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +28,7 @@ from PIL import Image
 
 from pixedge.errors import ImageError, UsageError
 from pixedge.image import ImageLimits, read_bytes
+from pixedge.own_process import start_module
 
 SECONDS_A_PAGE = 60.0
 """The longest that a page may take, opening the document included."""
@@ -168,16 +167,13 @@ def _render(
         "scale": None if scale is None else asdict(scale),
         "bytes": len(data),
     }
-    command = [sys.executable, "-m", "pixedge.page_renderer", json.dumps(task)]
-    # It is to be this very package, wherever the working directory is by now.
-    places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with (
-        subprocess.Popen(
-            command,
+        start_module(
+            "pixedge.page_renderer",
+            json.dumps(task),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
         ) as renderer,
         _Killer(renderer) as killer,
     ):

@@ -7,15 +7,14 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 from pixedge import format_probe
 from pixedge.errors import UsageError
 from pixedge.format_probe import MEMORY, SECONDS, Tokens, read_message, write_message
 from pixedge.format_threads import compile_threads
+from pixedge.own_process import start_module
 
 WAIT = 60.0
 """Seconds that a trial may wait for a processor: it runs at the lowest priority."""
@@ -114,11 +113,8 @@ class FormatTrial:
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
-            # It is to be this very package, whatever lies in the working directory.
-            places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pixedge.format_probe"],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+            self._process = start_module(
+                "pixedge.format_probe",
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -14,11 +14,11 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 import threading
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import IO, Any
+
+from pixedge.own_process import start_module
 
 ANSWER = struct.Struct("<cII")
 """What begins an answer: b"P", width and height of RGB bytes; b"F", the same of a picture whose fitted pixels
@@ -84,7 +84,8 @@ class PictureProcesses:
 
         task: see `pixedge.picture_decoder`. shared: others wait too, so it gets QUICK_SECONDS at first,
         which is enough for nearly all, and one that needs more is begun again where only such ones wait.
-        Raises ProcessEndedError where the process took too much, or crashed.
+        Raises ProcessEndedError where the process took too much, or crashed, and CapacityError where none can
+        be started.
         """
         if shared:
             quick = replace(self._budget, least_seconds=QUICK_SECONDS, seconds_a_pixel=0.0)
@@ -104,9 +105,7 @@ class PictureProcesses:
         max_pixels: int,
     ) -> tuple[bytes, int, int, bytearray]:
         with slots:
-            with self._lock:
-                process = self._idle.pop() if self._idle else None
-            process = process or _spawn()
+            process = self._take() or _spawn()
             clock = _Clock(process, budget.seconds(max_pixels) * _CLOCK_FACTOR + _CLOCK_SECONDS)
             answer = None
             try:
@@ -122,6 +121,16 @@ class PictureProcesses:
             if answer is None:
                 raise ProcessEndedError(clock.struck or ended in _TIME_SIGNALS)
             return answer
+
+    def _take(self) -> subprocess.Popen[bytes] | None:
+        """Return an idle process, but none that ended meanwhile, as one killed for its memory."""
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if process.poll() is None:
+                    return process
+                _end(process)
+        return None
 
     def _forget(self) -> None:
         """Start anew in a forked child, which must not speak on its parent's pipes."""
@@ -164,15 +173,12 @@ def _ended_itself(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _spawn() -> subprocess.Popen[bytes]:
-    # It is to be this very package, wherever the working directory is by now.
-    places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
-    return subprocess.Popen(
-        [sys.executable, "-m", "pixedge.picture_decoder"],
+    return start_module(
+        "pixedge.picture_decoder",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | alone | {"PYTHONPATH": os.pathsep.join(places)},
+        env=dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
     )
 
 

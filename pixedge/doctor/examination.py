@@ -8,10 +8,8 @@ child, a new child goes on behind it.
 """
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +21,7 @@ from typing import IO, Any
 from pixedge.doctor import machine, packages
 from pixedge.doctor.finding import Finding, Subject, red
 from pixedge.doctor.nvml import NvmlError, read_driver
+from pixedge.own_process import start_module
 
 Check = Callable[[Subject], Iterator[Finding]]
 
@@ -126,13 +125,12 @@ def _child(subject: Subject, names: Sequence[str]) -> Iterator[tuple[str, Findin
         "prove": subject.prove,
         "checks": list(names),
     }
-    places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    command = [sys.executable, "-m", "pixedge.doctor", json.dumps(task)]
     current = names[0]
     with (
         tempfile.TemporaryFile() as words,  # what libraries print; they may print more than a pipe holds
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=environment) as child,
+        start_module(
+            "pixedge.doctor", json.dumps(task), stdout=subprocess.PIPE, stderr=words, text=True
+        ) as child,
     ):
         assert child.stdout is not None
         late = threading.Event()

@@ -36,6 +36,9 @@ _OLD_JPEG, _JPEG = 6, 7
 # CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard and WebP
 _COMPRESSIONS = {1, 2, 3, 4, 5, _OLD_JPEG, _JPEG, 8, 32773, 32946, 34925, 50000, 50001}
 
+# These a libtiff may be built without: in Pillow's wheels it has no WebP.
+_OPTIONAL = {34925: "lzma", 50000: "zstd", 50001: "webp"}
+
 
 @dataclass(frozen=True)
 class _Tag:
@@ -134,18 +137,32 @@ def decode(data: bytes, allow: Allow) -> Decoded:
     if kind is not None:
         image = _read_grey(directory, data, width, height, *kind)
     else:
-        image = _load(directory.file(data))
+        image = _load(directory.file(data), directory.value(COMPRESSION, 1))
     return Decoded(image, turned)
 
 
-def _load(file: bytes) -> Image.Image:
+def _load(file: bytes, compression: int) -> Image.Image:
     try:
         image = TiffImagePlugin.TiffImageFile(_Bytes(file))
     except (SyntaxError, KeyError) as error:
         raise UnsupportedError(f"({_said(error)})") from None
     with image:
-        image.load()
+        try:
+            image.load()
+        except OSError:
+            if compression in _OPTIONAL and not _is_built_in(_OPTIONAL[compression]):
+                raise UnsupportedError(f"with {_OPTIONAL[compression]} compression") from None
+            raise
         return image
+
+
+def _is_built_in(compression: str) -> bool:
+    """Whether Pillow's libtiff has a codec, which it does not tell: write a pixel with it."""
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), "TIFF", compression=compression)
+    except OSError:
+        return False
+    return True
 
 
 def _said(error: Exception) -> str:
@@ -233,7 +250,7 @@ def _read_grey(
     directory.put(PHOTOMETRIC, 1)
     if TILE_OFFSETS in directory.tags:
         directory.put(TILE_WIDTH, -(-piece * bits // 8))
-    unpacked = np.asarray(_load(directory.file(data)))  # [height, bytes]
+    unpacked = np.asarray(_load(directory.file(data), directory.value(COMPRESSION, 1)))  # [height, bytes]
     if bits == 12:
         return Image.fromarray(to_8_bits(_twelve_bits(unpacked, width), inverted, 4095))
     if predictor == 3:

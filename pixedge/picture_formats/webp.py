@@ -9,7 +9,7 @@ from pixedge.picture_formats import Allow, Decoded, EndOfFileError, TooMuchError
 from pixedge.picture_formats.exif import orientation
 
 _MOST_CHUNKS = 10_000
-_ANIMATION, _ALPHA = 0x02, 0x10
+_ANIMATION, _EXIF, _ALPHA = 0x02, 0x08, 0x10
 
 
 def decode(data: bytes, allow: Allow) -> Decoded:
@@ -24,6 +24,9 @@ def decode(data: bytes, allow: Allow) -> Decoded:
         allow(width, height)
         flags = extended[0] & (_ANIMATION | _ALPHA)
         chunks = [(b"VP8X", bytes([flags]) + bytes(extended[1:10])), *chunks[1:]]
+        # EXIF, which says how the picture stands, comes last
+        if extended[0] & _EXIF and turned is None and len(data) < struct.unpack_from("<I", data, 4)[0] + 8:
+            raise EndOfFileError
     for name, body in chunks:
         if name in (b"VP8 ", b"VP8L"):
             allow(*_size(name, body))
@@ -43,20 +46,21 @@ def decode(data: bytes, allow: Allow) -> Decoded:
     with WebPImagePlugin.WebPImageFile(io.BytesIO(b"".join(parts))) as image:
         image.load()
         image._decoder = None  # it holds the canvas twice
-        return Decoded(image, turned)
+        return Decoded(image, turned or 1)
 
 
-def _chunks(data: bytes) -> tuple[list[tuple[bytes, bytes | memoryview]], int]:
-    """Return the chunks that make the picture, up to the first frame, and the orientation."""
+def _chunks(data: bytes) -> tuple[list[tuple[bytes, bytes | memoryview]], int | None]:
+    """Return the chunks that make the picture, up to the first frame, and the orientation if one is told."""
     found: list[tuple[bytes, bytes | memoryview]] = []
     view = memoryview(data)
-    at, turned = 12, 1
+    at = 12
+    turned: int | None = None
     ended = False
     for _ in range(_MOST_CHUNKS):
         if at + 8 > len(data):
             return found, turned
         name, length = struct.unpack_from("<4sI", data, at)
-        if name == b"EXIF":
+        if name == b"EXIF" and at + 8 + length <= len(data):
             turned = orientation(data[at + 8 : at + 8 + min(length, 1 << 16)])
         elif name in (b"VP8X", b"ALPH", b"ANIM", b"VP8 ", b"VP8L", b"ANMF") and not ended:
             if at + 8 + length > len(data) or (name == b"VP8X" and length < 10):

@@ -15,7 +15,7 @@ from pixedge.cli import main
 from pixedge.doctor import examination, models
 from pixedge.doctor.finding import Finding, Subject, green
 from pixedge.doctor.models import find_models
-from tests.exported_demo import ROOT, environment, exported_demo
+from tests.exported_demo import environment, exported_demo
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_torch_that_crashes_takes_no_other_check_along(folder, tmp_path, broke
 
 def test_a_check_that_hangs_is_stopped(tmp_path, broken_torch, monkeypatch):
     fake = broken_torch("import time; print('x' * 200_000, flush=True); time.sleep(60)")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(fake)]))
+    monkeypatch.setattr(sys, "path", [str(fake), *sys.path])
     monkeypatch.setattr(examination, "_HEAVY", {"torch": ("libraries", "check_torch", 1.5)})
     (finding,) = [each for each in examination.examine("cpu") if each.name == "torch"]
     assert finding.level == "red" and "took more than 2 s and was stopped" in finding.detail
