@@ -5,12 +5,17 @@ say otherwise gets its present name, and what has an equal among the keywords th
 replaced by it. All of it means the same as before.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
+from pixedge.errors import UsageError
 from pixedge.held_schema import EMPTY, NAMED_SCHEMAS, SCHEMA, SCHEMAS
 
 MAX_DEPTH = 64
 """Deeper schemas stay as they are; they are refused."""
+
+MAX_NAMED = 2_000
+"""Keys that propertyNames may list, each time that a list is used."""
 
 NOTES = frozenset(
     {
@@ -46,10 +51,18 @@ def is_note(keyword: str) -> bool:
 
 def translate(schema: Any) -> Any:
     """Return a schema in the words of draft 2020-12; the one given is not changed."""
-    return _translate(schema, schema, 0)
+    return _translate(schema, _Whole(schema), 0)
 
 
-def _translate(schema: Any, root: Any, depth: int) -> Any:
+@dataclass
+class _Whole:
+    """The whole schema, and how many properties may still be written out of enums."""
+
+    schema: Any
+    room: int = MAX_NAMED
+
+
+def _translate(schema: Any, whole: _Whole, depth: int) -> Any:
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return schema
     if (never := schema.get("not")) is True or never == {}:
@@ -58,12 +71,12 @@ def _translate(schema: Any, root: Any, depth: int) -> Any:
     _rename(words, outermost=depth == 0)
     for keyword, value in words.items():
         if keyword in SCHEMA:
-            words[keyword] = _translate(value, root, depth + 1)
+            words[keyword] = _translate(value, whole, depth + 1)
         elif keyword in SCHEMAS and isinstance(value, list):
-            words[keyword] = [_translate(each, root, depth + 1) for each in value]
+            words[keyword] = [_translate(each, whole, depth + 1) for each in value]
         elif keyword in NAMED_SCHEMAS and isinstance(value, dict):
-            words[keyword] = {name: _translate(each, root, depth + 1) for name, each in value.items()}
-    _name_properties(words, root)
+            words[keyword] = {name: _translate(each, whole, depth + 1) for name, each in value.items()}
+    _name_properties(words, whole)
     if isinstance(pattern := words.get("pattern"), str):
         words["pattern"] = _PATTERNS.get(pattern, pattern)
     return words
@@ -84,15 +97,15 @@ def _rename(words: dict[str, Any], *, outermost: bool) -> None:
             words[exclusive] = words.pop(limit)
 
 
-def _name_properties(words: dict[str, Any], root: Any) -> None:
+def _name_properties(words: dict[str, Any], whole: _Whole) -> None:
     """Write a rule for the keys of an object as its properties, in place: an enum, or a pattern."""
     names = words.get("propertyNames")
     if not isinstance(names, dict) or names in EMPTY["propertyNames"]:
         return
     path = names.get("$ref")
-    if isinstance(path, str) and len(names) == 1 and isinstance(root, dict):  # pydantic's, of an Enum
+    if isinstance(path, str) and len(names) == 1 and isinstance(whole.schema, dict):  # pydantic's, of an Enum
         place, _, name = path.removeprefix("#/").partition("/")
-        found = root.get(place)
+        found = whole.schema.get(place)
         names = found.get(name) if place in ("$defs", "definitions") and isinstance(found, dict) else None
     if not isinstance(names, dict):
         return
@@ -105,6 +118,9 @@ def _name_properties(words: dict[str, Any], root: Any) -> None:
     keys = [value] if keyword == "const" else value
     values = words.get("additionalProperties", True)
     if keyword in ("const", "enum") and isinstance(keys, list) and all(isinstance(key, str) for key in keys):
+        whole.room -= len(keys)
+        if whole.room < 0:
+            raise UsageError(f"the schema lists more than {MAX_NAMED:,} keys in 'propertyNames'; use fewer")
         words["properties"] = dict.fromkeys(keys, values)
     elif keyword == "pattern" and isinstance(value, str):
         words["patternProperties"] = {value: values}

@@ -38,6 +38,7 @@ WIRINGS = frozenset(
 _MAX_BYTES = 16 << 20
 _MAX_NODES = 20_000
 _MAX_NUMBERS = 1 << 16  # bytes of a constant, and the value of a whole number
+_ENDS = {11: "pixels", 12: "embeddings"}  # input and output of a GraphProto
 _NARROWED = ".feed_forward.residual.float16"
 _LAYER = re.compile(r"(?<=\.layers\.)\d+")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
@@ -128,11 +129,19 @@ def _model(model: memoryview, graph: Graph, folder: Path) -> str:
                 fault = _node(message, graph)
             elif part == 5:
                 fault = _initializer(message, folder)
+            elif part in _ENDS:
+                fault = _end(message, _ENDS[part])
             elif part == 15:
                 fault = "a sparse tensor"
             if fault:
                 return fault
     return ""
+
+
+def _end(value: memoryview, expected: str) -> str:
+    """Read a ValueInfoProto: name 1. Another input would have to be given, and another output made."""
+    names = [bytes(content).decode("utf-8") for number, content in _parts(value) if number == 1]
+    return "" if names == [expected] else f"an input or output {names!a:.80}"
 
 
 def _node(node: memoryview, graph: Graph) -> str:

@@ -203,6 +203,14 @@ def function(model: onnx.ModelProto) -> None:
     model.functions.append(helper.make_function("mine", "Evil", ["a"], ["b"], [node], [opset]))
 
 
+def second_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+
+
+def second_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, None))
+
+
 DEEP = "[" * 200_000
 CASES = {
     "a file above": (move_shard("../outside"), "is not a file's name"),
@@ -249,6 +257,8 @@ CASES = {
     "a product of activations": (graph(outer_product), "is joined as no graph"),
     "a range of 2^40": (graph(endless_range), "has a large number"),
     "weights outside": (graph(weights_outside), "has weights in '../outside'"),
+    "a second input": (graph(second_input), "has an input or output ['more']"),
+    "a second output": (graph(second_output), "has an input or output ['pixels']"),
     "a function": (graph(function), "has a function"),
 }
 

@@ -119,6 +119,11 @@ def test_what_unfolds_to_too_much_is_refused():
         schema = {"type": "object", "propertyNames": {"enum": keys}, "additionalProperties": schema}
     with pytest.raises(UsageError, match="more than 2,000 schemas"):
         AnswerFormat.from_schema(schema)
+    # One list, used over and over: 40 MB of text, were it written out before anything is counted.
+    uses = {f"p{at}": {"propertyNames": {"$ref": "#/$defs/Keys"}} for at in range(1_000)}
+    keys = [f"k{number}" for number in range(1_900)]
+    with pytest.raises(UsageError, match="more than 2,000 keys"):
+        AnswerFormat.from_schema({"properties": uses, "$defs": {"Keys": {"enum": keys}}})
     deep: list | dict = {}
     for _ in range(400):
         deep = {"items": [deep]}
