@@ -26,6 +26,7 @@ from pixedge.answer_format import AnswerFormat
 from pixedge.conversation import Attachment, Conversation, Exchange
 from pixedge.errors import ImageError, MessageError, UsageError
 from pixedge.sampling import SamplingParams
+from pixedge.small_file import read_small_file
 
 VERSION = 1
 
@@ -107,7 +108,7 @@ def is_transcript(file: Path) -> bool:
 
 def _record(file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8-sig"))
+        record = json.loads(read_small_file(file).decode("utf-8-sig"))
     except OSError as error:
         raise MessageError(f"{file} cannot be read ({error.strerror}); give a saved conversation") from None
     except (ValueError, RecursionError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pixedge.errors import UsageError
+from pixedge.small_file import read_small_file
 
 if TYPE_CHECKING:
     from pixedge.answer_format import AnswerFormat
@@ -75,7 +76,7 @@ class SamplingOptions:
 
 def _read(option: str, name: str) -> str:
     try:
-        return Path(name).read_bytes().decode("utf-8-sig")
+        return read_small_file(Path(name)).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{option} {name} cannot be read ({error.strerror}); give a file") from None
     except UnicodeDecodeError as error:

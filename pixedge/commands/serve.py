@@ -13,6 +13,7 @@ import click
 from pixedge.commands import option_values
 from pixedge.commands.model_options import ModelOptions, model_options
 from pixedge.errors import UsageError
+from pixedge.small_file import read_small_file
 from pixedge.terminal import note, progress
 
 if TYPE_CHECKING:
@@ -181,9 +182,10 @@ def _keys(file: str | None) -> "Keys":
     else:
         origin = file
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
+            lines = read_small_file(Path(file)).decode("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--api-key-file {file} cannot be read ({error}); give a text file") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"--api-key-file {file} cannot be read ({reason}); give a text file") from None
         found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise UsageError(f"--api-key-file {file} holds no key; write one on each line")
