@@ -5,7 +5,8 @@ say otherwise gets its present name, and what has an equal among the keywords th
 replaced by it. All of it means the same as before.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from pixedge.errors import UsageError
@@ -51,15 +52,24 @@ def is_note(keyword: str) -> bool:
 
 def translate(schema: Any) -> Any:
     """Return a schema in the words of draft 2020-12; the one given is not changed."""
-    return _translate(schema, _Whole(schema), 0)
+    whole = _Whole(schema)
+    translated = _translate(schema, whole, 0)
+    moved = [path for path in whole.paths if whole.room < MAX_NAMED and "/additionalProperties" in path]
+    if moved:
+        raise UsageError(
+            f"the schema has the '$ref' {moved[0]!r:.80} beside 'propertyNames'; move what it means into"
+            " $defs"
+        )
+    return translated
 
 
 @dataclass
 class _Whole:
-    """The whole schema, and how many properties may still be written out of enums."""
+    """The whole schema, how many keys may still be written out as properties, and where "$ref" leads."""
 
     schema: Any
     room: int = MAX_NAMED
+    paths: list[str] = field(default_factory=list)
 
 
 def _translate(schema: Any, whole: _Whole, depth: int) -> Any:
@@ -77,6 +87,10 @@ def _translate(schema: Any, whole: _Whole, depth: int) -> Any:
         elif keyword in NAMED_SCHEMAS and isinstance(value, dict):
             words[keyword] = {name: _translate(each, whole, depth + 1) for name, each in value.items()}
     _name_properties(words, whole)
+    if isinstance(path := words.get("$ref"), str):
+        path = re.sub(r"/items(?=/\d+(?:/|$))", "/prefixItems", path)
+        words["$ref"] = path = re.sub(r"/additionalItems(?=/|$)", "/items", path)
+        whole.paths.append(path)
     if isinstance(pattern := words.get("pattern"), str):
         words["pattern"] = _PATTERNS.get(pattern, pattern)
     return words
@@ -118,11 +132,12 @@ def _name_properties(words: dict[str, Any], whole: _Whole) -> None:
     keys = [value] if keyword == "const" else value
     values = words.get("additionalProperties", True)
     if keyword in ("const", "enum") and isinstance(keys, list) and all(isinstance(key, str) for key in keys):
-        whole.room -= len(keys)
+        whole.room -= max(1, len(keys))
         if whole.room < 0:
             raise UsageError(f"the schema lists more than {MAX_NAMED:,} keys in 'propertyNames'; use fewer")
         words["properties"] = dict.fromkeys(keys, values)
     elif keyword == "pattern" and isinstance(value, str):
+        whole.room -= 1
         words["patternProperties"] = {value: values}
     else:
         return

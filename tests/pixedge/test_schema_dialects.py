@@ -90,6 +90,25 @@ def test_patterns_without_look_ahead_match_the_same_texts(pattern, pieces):
     AnswerFormat.from_schema({"type": "string", "pattern": pattern})
 
 
+def test_references_follow_what_was_renamed():
+    """As zod-to-json-schema writes a schema that is used twice: with a path to its first use."""
+    pair = {"type": "array", "items": [{"type": "string"}], "additionalItems": {"type": "null"}}
+    again = {
+        "a": pair,
+        "b": {"$ref": "#/properties/a/items/0"},
+        "c": {"$ref": "#/properties/a/additionalItems"},
+    }
+    schema = {"type": "object", "properties": again}
+    AnswerFormat.from_schema(schema)
+    for value in ({"a": ["x"], "b": "y", "c": None}, {"b": 1}, {"c": 1}):
+        found = jsonschema.Draft202012Validator(translate(schema)).is_valid(value)
+        assert found == jsonschema.Draft7Validator(schema).is_valid(value), value
+    named = {"type": "object", "propertyNames": {"enum": ["x"]}, "additionalProperties": {"type": "null"}}
+    more = {"b": {"$ref": "#/properties/a/additionalProperties"}}
+    with pytest.raises(UsageError, match="'#/properties/a/additionalProperties' beside 'propertyNames'"):
+        AnswerFormat.from_schema({"type": "object", "properties": {"a": named} | more})
+
+
 NOTES = ["x-order", "ui:widget", "meta:enum", "tsType", "defaultSnippets", "example", "title", "deprecated"]
 
 
