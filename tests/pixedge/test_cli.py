@@ -175,7 +175,7 @@ def test_an_error_of_several_lines_is_joined(failing):
         (["run", "--device", "gpu", "q"], r"pixedge: .*'gpu' is not a device; .* see 'pixedge run --help'"),
         (["run", "--device", "cuda:x", "q"], r"pixedge: .*'cuda:x' is not a device; .*"),
         (["run", "--dtype", "int8", "q"], r"pixedge: .*'int8' is not one of .*"),
-        (["run", "one", "two"], r"pixedge: .*two.*; see 'pixedge run --help'"),
+        (["run", "one", "two"], r"pixedge: .*'two'; put quotes around all of it"),
         (["export"], r"pixedge: Missing argument 'SOURCE'; see 'pixedge export --help'"),
         (["export", "x", "--method", "awq"], r"pixedge: .*'awq' is not one of .*"),
         (["verify"], r"pixedge: Missing argument 'DIR'; see 'pixedge verify --help'"),

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -20,6 +21,7 @@ from pixedge.engine import Engine, greedy
 from pixedge.errors import CapacityError, CheckpointError, ExportError, UsageError
 from pixedge.kernels.int8 import quantize_rows
 from pixedge.packing import dequantize, unpack_gptq
+from pixedge.self_digest import KEY
 from pixedge.tensor_shapes import exported_shapes, is_quantized
 from pixedge.terminal import size
 from pixedge.tokenizer import Tokenizer
@@ -173,7 +175,7 @@ def comparable(folder: Path) -> dict[str, object]:
         path.name: path.read_bytes() for path in folder.iterdir() if path.name != REPORT_PAGE
     }
     report = json.loads(found[REPORT])
-    assert report.pop("seconds")
+    assert report.pop("seconds") and report.pop("page_sha256") and report.pop(KEY)
     return found | {REPORT: report}
 
 
@@ -190,6 +192,7 @@ def test_both_layouts_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     expected = comparable(folder)
     for files in (other, expected):
         files[MANIFEST] = json.loads(files[MANIFEST])
+        assert files[MANIFEST].pop(KEY)
     for name in (MANIFEST, REPORT):
         there, here = other[name].pop("source"), expected[name].pop("source")
         assert (there["layout"], here["layout"]) == ("hf", "mistral")
@@ -419,14 +422,15 @@ def test_a_disk_that_fills_while_weights_are_written(
 def test_a_disk_that_fills_while_a_text_is_written(
     quick: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    real = Path.write_text
+    for kind in ("write_text", "write_bytes"):
+        real = getattr(Path, kind)
 
-    def write_text(self: Path, *args: object, **options: object) -> int:
-        if self.name in (name, f"{name}.new"):
-            raise FULL
-        return real(self, *args, **options)
+        def write(self: Path, *args: object, real: Callable[..., int] = real, **options: object) -> int:
+            if self.name in (name, f"{name}.new"):
+                raise FULL
+            return real(self, *args, **options)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+        monkeypatch.setattr(Path, kind, write)
     with pytest.raises(CapacityError, match="is full"):
         export_small(source, tmp_path / "out")
     late = name in (INDEX, REPORT, MANIFEST)
