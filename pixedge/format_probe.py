@@ -167,6 +167,8 @@ def _limit() -> None:
     os.nice(19)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the program that started this one may ignore or block it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process; RLIMIT_CPU counts whole seconds
     try:
         with open("/proc/self/statm") as file:

@@ -253,6 +253,9 @@ def main() -> None:
     if hasattr(os, "nice"):
         with contextlib.suppress(OSError):
             os.nice(19)
+    if hasattr(signal, "SIGPROF"):  # it ends this process in time, whatever the program that started it does
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the pipe
     warnings.simplefilter("ignore")  # Pillow remarks on odd files
     Image.MAX_IMAGE_PIXELS = None  # the limit is ours, checked before anything is decoded

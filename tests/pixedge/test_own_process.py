@@ -4,17 +4,20 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pixedge import own_process
 from pixedge.errors import CapacityError
 from pixedge.image import ImageLimits, read_image
-from pixedge.picture_process import PROCESSES, PictureProcesses
+from pixedge.picture_process import PROCESSES, Budget, PictureProcesses, ProcessEndedError
 
 # One module that each process imports first, or near to it.
 NAMES = ("numpy", "PIL", "cv2", "llguidance", "pypdfium2", "torch", "json", "random", "struct", "pixedge")
@@ -75,3 +78,23 @@ def test_a_process_that_was_killed_while_idle_costs_no_picture() -> None:
         process.kill()
         process.wait()
     assert read_image(picture(), "it.png", ImageLimits()).size == (40, 30)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="no such signal")
+def test_the_time_limit_holds_where_the_program_ignores_its_signal() -> None:
+    """A process inherits which signals are ignored and blocked, as profilers and servers leave them."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG", compress_level=1)
+    task = {"name": "it", "limits": asdict(ImageLimits()), "fit": None}
+    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    pool = PictureProcesses(1, Budget(seconds_a_pixel=0.0, least_seconds=0.001))
+    try:
+        with pytest.raises(ProcessEndedError) as caught:
+            pool.ask(task, buffer.getvalue(), 1)
+        assert caught.value.over_time
+    finally:
+        pool.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGPROF, before)
