@@ -42,6 +42,9 @@ from pixedge.section import read_json
 MAX_VOCABULARY = 1 << 20
 """Tokens, eight times Pixtral-12B's."""
 
+MAX_SPECIAL = 1 << 14
+"""Control tokens, of which Pixtral-12B has 1,000."""
+
 _Mistral: TypeAlias = "MistralTokenizer[Any, Any, Any, Any, Any]"
 
 
@@ -195,11 +198,11 @@ def _check_size(file: Path) -> None:
     """Refuse a vocabulary that the library would count up to without end."""
     data = read_json(file)
     config = data.get("config") if isinstance(data, dict) else None
-    for key in ("default_vocab_size", "default_num_special_tokens"):
+    for key, most in (("default_vocab_size", MAX_VOCABULARY), ("default_num_special_tokens", MAX_SPECIAL)):
         value = config.get(key) if isinstance(config, dict) else None
-        if isinstance(value, int | float) and not 0 <= value <= MAX_VOCABULARY:
+        if isinstance(value, int | float) and not 0 <= value <= most:
             raise CheckpointError(
-                f"{file}: config.{key} is {value:,}, expected up to {MAX_VOCABULARY:,}; copy the tekken.json"
+                f"{file}: config.{key} is {value:,}, expected up to {most:,}; copy the tekken.json"
                 " that belongs to the checkpoint again"
             )
 

@@ -103,11 +103,12 @@ def check_files(artifact: Artifact, progress: Callable[[str, int, int], None] | 
 
 
 def _unsigned(artifact: Artifact) -> list[str]:
-    """Name the manifest and the reports where they are not as they were signed.
+    """Name the manifest and the reports where they are not as they were signed, and weights that none lists.
 
     A file from before there were digests has no such key, and no other key that was not known then.
     """
-    wrong, folder = [], artifact.folder
+    folder = artifact.folder
+    wrong = [file.name for file in folder.glob("*.safetensors") if file.name not in artifact.files]
     if not artifact.manifest.keys() <= _MANIFEST_KEYS and not is_as_signed((folder / MANIFEST).read_bytes()):
         wrong.append(MANIFEST)
     if (folder / REPORT).is_file():

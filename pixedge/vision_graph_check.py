@@ -177,7 +177,10 @@ def _initializer(tensor: memoryview, folder: Path) -> str:
             outside = True
             entry = {part: bytes(text).decode("utf-8") for part, text in _parts(content)}
             place = entry.get(2, "")
-            if entry.get(1) == "location" and (not is_plain_name(place) or leads_out(folder / place)):
+            shard = is_plain_name(place) and place.endswith(
+                ".safetensors"
+            )  # verify wants all of these listed
+            if entry.get(1) == "location" and (not shard or leads_out(folder / place)):
                 return f"weights in {place!a:.80}"
         elif number == 9:
             raw = bytes(content)
