@@ -72,11 +72,12 @@ def read(*files: str) -> str:
 
 
 def packages() -> list[str]:
-    """List installed packages with their versions, without those that were installed from a file."""
+    """List installed packages with their versions, without pixedge and what came from a file."""
     found = set()
     for each in metadata.distributions():
         name = each.metadata["Name"]
-        if name and "file:" not in (each.read_text("direct_url.json") or ""):
+        # a checkout has metadata of its own without saying where it comes from
+        if name and name != "pixedge" and "file:" not in (each.read_text("direct_url.json") or ""):
             found.add(f"{name}=={each.version}")
     return sorted(found, key=str.lower)
 

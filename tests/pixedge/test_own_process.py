@@ -59,7 +59,8 @@ def test_the_search_path_is_the_starting_process_s(tmp_path: Path, monkeypatch: 
     ours = [*(place for place in sys.path if os.path.isabs(place)), str(tmp_path)]
     monkeypatch.setattr(sys, "path", ours)
     out, _ = own_process.start_module("tell_path", stdout=subprocess.PIPE).communicate(timeout=60)
-    assert json.loads(out)[: len(ours)] == list(dict.fromkeys(ours))
+    expected = list(dict.fromkeys(ours))
+    assert json.loads(out)[: len(expected)] == expected
 
 
 def test_a_system_without_room_for_a_process_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

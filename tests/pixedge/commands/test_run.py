@@ -263,7 +263,7 @@ def test_a_format_that_cannot_be_used_is_found_before_anything_is_loaded(
     for name, content in [
         ("bad.json", b"{"),
         ("latin.json", b"\xff"),
-        ("not.json", b'{"items": {"not": {}}}'),
+        ("not.json", b'{"items": {"not": {"type": "null"}}}'),
     ]:
         (tmp_path / name).write_bytes(content)
     result = ask(*arguments, "q")
