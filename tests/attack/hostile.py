@@ -1,6 +1,6 @@
 """Send attacks drawn at random, from several threads, until standard input ends; the last line is JSON.
 
-python -m tests.attack.hostile PORT [--threads 8] [--slow 200] [--megabytes 8] [--seed 0]
+python -m tests.attack.hostile PORT [--threads 8] [--slow 200] [--megabytes 8] [--seed 0] [--kinds KIND …]
 """
 
 import argparse
@@ -41,12 +41,14 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=200, help="connections of each slow kind")
     parser.add_argument("--megabytes", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", help="of attacks, such as pictures; all unless given")
     args = parser.parse_args()
     os.nice(5)  # what it computes for itself is no load that a stranger could put on a server
     open_many_files(4096)
     attacks: dict[str, list[Attack]] = {}
     for attack in all_attacks(500, args.megabytes * MIB, 300):
-        attacks.setdefault(attack.kind, []).append(attack)
+        if args.kinds is None or attack.kind in args.kinds:
+            attacks.setdefault(attack.kind, []).append(attack)
     found: Counter = Counter()
     ending = threading.Event()
     threads = [

@@ -116,6 +116,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between a client's questions")
     parser.add_argument("--threads", type=int, default=8, help="hostile requests at a time")
+    parser.add_argument("--kinds", nargs="+", help="of hostile requests, such as pictures; all unless given")
     args = parser.parse_args()
     open_many_files(4096)
     seconds = 60 * args.minutes
@@ -130,8 +131,9 @@ def main() -> int:
             print(f"{args.clients} honest clients alone", flush=True)
             alone = load(max(10.0, seconds / 5))
             command = [sys.executable, "-m", "tests.attack.hostile", str(process.port)]
+            kinds = ["--kinds", *args.kinds] if args.kinds else []
             hostile = subprocess.Popen(
-                [*command, "--threads", str(args.threads)],
+                [*command, "--threads", str(args.threads), *kinds],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
