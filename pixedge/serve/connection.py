@@ -54,6 +54,10 @@ class Connection(H11Protocol):
         """Refuse what is not HTTP; behind the beginning of an answer nothing can be said any more."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
+            if self.cycle is not None and not self.cycle.response_complete:
+                # what the application still answers to the request's head has no place any more
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         else:
             self.transport.abort()
 

@@ -116,6 +116,20 @@ def test_a_length_and_chunks_at_once_end_the_connection(server):
     assert b'"object": "list"' not in heard
 
 
+@pytest.mark.parametrize("path", ["/nothing", "/health", "/v1/chat/completions", "/v1/models"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_bad_chunk_in_the_head_s_packet(server, caplog, method, path):
+    """The refusal goes out before the application has begun to answer, which had been an error in the log."""
+    start = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    heard = Line(server, start + b"zz\r\n\r\n").hear()
+    assert status(heard) == 400 and heard.count(b"HTTP/1.1 ") == 1
+    assert (
+        status(Line(server, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").hear())
+        == 200
+    )
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_100_mb_announced_are_refused_before_they_come(server):
     heard = Line(server, head(JSON, "Content-Length: 100000000", "Expect: 100-continue")).hear()
     assert status(heard) == 413
