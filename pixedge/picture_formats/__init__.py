@@ -13,6 +13,7 @@ What it does is linear in the file's bytes and in the picture's pixels.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -103,6 +104,17 @@ class Decoded:
 
 class EndOfFileError(Exception):
     """The file ends before the picture does."""
+
+
+class WholeFile(io.BytesIO):
+    """A file in memory; reading on at its end is an error, also where Pillow would fill up."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as BytesIO does; raises EndOfFileError where nothing is left."""
+        data = super().read(size)
+        if not data and size is not None and size > 0:
+            raise EndOfFileError
+        return data
 
 
 class UnsupportedError(Exception):

@@ -1,11 +1,10 @@
 """GIF: the first frame goes to Pillow; extensions before it are stepped over."""
 
-import io
 import struct
 
 from PIL import GifImagePlugin
 
-from pixedge.picture_formats import Allow, Decoded, EndOfFileError, TooMuchError
+from pixedge.picture_formats import Allow, Decoded, EndOfFileError, TooMuchError, WholeFile
 
 # What animation programs write before the first frame is a handful.
 _MOST_BLOCKS = 100_000
@@ -21,7 +20,7 @@ def decode(data: bytes, allow: Allow) -> Decoded:
         raise EndOfFileError from None
     screen = struct.unpack_from("<HH", data, 6)
     allow(max(screen[0], left + width), max(screen[1], top + height))
-    with GifImagePlugin.GifImageFile(_Bytes(head + data[frame:])) as image:
+    with GifImagePlugin.GifImageFile(WholeFile(head + data[frame:])) as image:
         image.load()
         return Decoded(image)
 
@@ -49,13 +48,3 @@ def _split(data: bytes) -> tuple[bytes, int]:
         if label == _GRAPHIC_CONTROL and at - start == 8:
             control = data[start:at]
     raise TooMuchError(f"more than {_MOST_BLOCKS:,} blocks before its picture")
-
-
-class _Bytes(io.BytesIO):
-    """The file in memory; reading on at its end is an error, also where Pillow would fill up."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if not data and size is not None and size > 0:
-            raise EndOfFileError
-        return data

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from pixedge.picture_formats import Allow, Decoded, EndOfFileError, TooMuchError, UnsupportedError
+from pixedge.picture_formats import Allow, Decoded, EndOfFileError, TooMuchError, UnsupportedError, WholeFile
 from pixedge.picture_formats.grey import to_8_bits
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -143,7 +143,7 @@ def decode(data: bytes, allow: Allow) -> Decoded:
 
 def _load(file: bytes, compression: int) -> Image.Image:
     try:
-        image = TiffImagePlugin.TiffImageFile(_Bytes(file))
+        image = TiffImagePlugin.TiffImageFile(WholeFile(file))
     except (SyntaxError, KeyError) as error:
         raise UnsupportedError(f"({_said(error)})") from None
     with image:
@@ -296,13 +296,3 @@ def _undo_floats(row: np.ndarray, width: int, piece: int, kind: np.dtype) -> np.
     planes = summed.reshape(len(row), -1, size, piece)
     samples = np.ascontiguousarray(np.moveaxis(planes, 2, 3)).view(f">f{size}")
     return samples.reshape(len(row), width)
-
-
-class _Bytes(io.BytesIO):
-    """The file in memory; reading on at its end is an error, also where Pillow would fill up."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if not data and size is not None and size > 0:
-            raise EndOfFileError
-        return data
